@@ -1,0 +1,102 @@
+"""The protocols that every policy implements, and the plan of one step.
+
+A policy is a name with three parts: who is admitted, what the next batch is, which replica is asked first.
+They are pure: same arguments, same answer; time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from scheduling.types import AdmissionDecision, Candidate, EngineLimits
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from scheduling.request_table import RequestTable
+    from scheduling.time_model import TimeModel
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The next engine step.
+
+    decode_slots: slots that decode in this step; spec_tokens: tokens verified for each (1 = plain decoding).
+    prefill_slots, prefill_tokens: chunks, in the order in which they should run.
+    preempt_slots: requests whose KV is dropped first. predicted_s: predicted duration with margin, seconds.
+    relegate_slots: standard requests that have missed and become best effort now.
+    """
+
+    decode_slots: npt.NDArray[np.int64]
+    spec_tokens: npt.NDArray[np.int64]
+    prefill_slots: npt.NDArray[np.int64]
+    prefill_tokens: npt.NDArray[np.int64]
+    preempt_slots: npt.NDArray[np.int64]
+    relegate_slots: npt.NDArray[np.int64]
+    predicted_s: float
+
+
+class BatchPolicy(Protocol):
+    """Forms the next batch of one replica."""
+
+    def plan(
+        self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
+    ) -> BatchPlan:
+        """Plan one step; never empty while a resident request could run."""
+        ...
+
+
+class AdmissionPolicy(Protocol):
+    """Decides which new requests one replica can promise."""
+
+    def decide(
+        self,
+        now_s: float,
+        table: RequestTable,
+        free_blocks: int,
+        model: TimeModel,
+        limits: EngineLimits,
+        candidates: Sequence[Candidate],
+    ) -> AdmissionDecision:
+        """Accept the most valuable feasible subset; running promises are kept feasible."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """What routing and admission know of one replica."""
+
+    replica: str
+    table: RequestTable
+    free_blocks: int
+    model: TimeModel
+    limits: EngineLimits
+    role: str = "both"
+    cached_tokens: dict[str, int] = field(default_factory=dict)
+    """Prompt tokens in this replica's prefix cache, by candidate request id."""
+
+
+class RoutingPolicy(Protocol):
+    """Orders the replicas that are asked for a promise."""
+
+    def order(self, now_s: float, candidate: Candidate, views: Sequence[ReplicaView]) -> Sequence[int]:
+        """Indices into views, the one to ask first in front; at most the policy's own limit of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named bundle, as `slosctl up --policy NAME` and the simulator take it.
+
+    admits_all: no promise is computed; every request is submitted as standard at once (the baselines).
+    """
+
+    name: str
+    description: str
+    admission: AdmissionPolicy
+    batching: BatchPolicy
+    routing: RoutingPolicy
+    admits_all: bool = False
