@@ -15,7 +15,6 @@ class EngineInfo:
     """Facts about a started engine; lengths in tokens."""
 
     model: str
-    tokenizer_hash: str
     kv_blocks: int
     block_size: int
     max_model_len: int
