@@ -84,7 +84,7 @@ class SetReplicaRoleRequest(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("replica", "role", "state", "address", "model", "emulated", "kv_capacity_tokens", "kv_used_tokens", "standard", "best_effort", "steps", "step_ms", "rtt_ms", "hardware", "time_model_json")
+    __slots__ = ("replica", "role", "state", "address", "model", "emulated", "kv_capacity_tokens", "kv_used_tokens", "standard", "best_effort", "steps", "step_ms", "rtt_ms", "hardware", "time_model_json", "problem")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Replica(_message.Message):
     RTT_MS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     TIME_MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     replica: str
     role: str
     state: str
@@ -115,7 +116,8 @@ class Replica(_message.Message):
     rtt_ms: float
     hardware: str
     time_model_json: str
-    def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., emulated: _Optional[bool] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., standard: _Optional[int] = ..., best_effort: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., hardware: _Optional[str] = ..., time_model_json: _Optional[str] = ...) -> None: ...
+    problem: str
+    def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., emulated: _Optional[bool] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., standard: _Optional[int] = ..., best_effort: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., hardware: _Optional[str] = ..., time_model_json: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class ListSloClassesRequest(_message.Message):
     __slots__ = ()
