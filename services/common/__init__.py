@@ -1,0 +1,1 @@
+"""What every process shares: Redis, settings, logs, metrics, security and clocks."""

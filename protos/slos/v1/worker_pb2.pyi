@@ -186,7 +186,7 @@ class Welcome(_message.Message):
     def __init__(self, info: _Optional[_Union[WorkerInfo, _Mapping]] = ..., request_ids: _Optional[_Iterable[str]] = ..., oldest_event: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "proto_version", "model", "tokenizer_hash", "role", "kv_blocks", "block_size", "max_model_len", "max_batch_tokens", "max_batch_requests", "emulated", "time_model_json", "hardware", "kv_address", "max_spec_tokens", "prefix_caching")
+    __slots__ = ("worker_id", "proto_version", "model", "tokenizer_hash", "role", "kv_blocks", "block_size", "max_model_len", "max_batch_tokens", "max_batch_requests", "emulated", "time_model_json", "hardware", "kv_address", "max_spec_tokens", "prefix_caching", "draining")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     PROTO_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +203,7 @@ class WorkerInfo(_message.Message):
     KV_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MAX_SPEC_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     proto_version: int
     model: str
@@ -219,7 +220,8 @@ class WorkerInfo(_message.Message):
     kv_address: str
     max_spec_tokens: int
     prefix_caching: bool
-    def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ...) -> None: ...
+    draining: bool
+    def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("duration_us", "predicted_us", "age_us", "requests", "free_blocks", "batch_tokens", "batch_requests")
