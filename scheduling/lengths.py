@@ -1,0 +1,98 @@
+"""Output lengths are not known in advance: an online estimate per class, conditional on the tokens so far.
+
+A window of recent lengths is kept for (class, tenant, prompt-length bucket), for (class, tenant), for the class and
+for all; the estimate comes from the narrowest one with enough data.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+
+WINDOW = 512
+MIN_SAMPLES = 24
+PRIOR_TOKENS = 256
+_Key = tuple[str, ...]
+
+
+class _Window:
+    """The last WINDOW lengths, kept sorted beside their order of arrival."""
+
+    def __init__(self) -> None:
+        self.order: deque[int] = deque()
+        self.sorted: list[int] = []
+
+    def add(self, length: int) -> None:
+        if len(self.order) == WINDOW:
+            oldest = self.order.popleft()
+            del self.sorted[bisect.bisect_left(self.sorted, oldest)]
+        self.order.append(length)
+        bisect.insort(self.sorted, length)
+
+    def quantile_beyond(self, quantile: float, generated: int) -> int | None:
+        """Quantile of the lengths greater than `generated`; None when there are fewer than 4 of them."""
+        start = bisect.bisect_right(self.sorted, generated)
+        beyond = len(self.sorted) - start
+        if beyond < 4:
+            return None
+        return self.sorted[start + min(beyond - 1, math.ceil(quantile * beyond) - 1)]
+
+
+class LengthEstimator:
+    """Learns output lengths from finished requests; state is one window per key, bounded by MAX_KEYS."""
+
+    MAX_KEYS = 4096
+
+    def __init__(self, prior_tokens: int = PRIOR_TOKENS) -> None:
+        """Use prior_tokens as the expected output until anything has finished."""
+        if prior_tokens < 1:
+            raise ValueError(f"prior_tokens must be at least 1, not {prior_tokens}")
+        self._prior_tokens = prior_tokens
+        self._windows: dict[_Key, _Window] = {}
+
+    def observe(self, slo_class: str, output_tokens: int, tenant: str = "", prompt_tokens: int = 0) -> None:
+        """Learn from a request that ended by itself (not from a cancelled one)."""
+        if output_tokens < 1:
+            return
+        for key in _keys(slo_class, tenant, prompt_tokens):
+            window = self._windows.get(key)
+            if window is None:
+                if len(self._windows) >= self.MAX_KEYS and key:
+                    continue
+                window = self._windows[key] = _Window()
+            window.add(output_tokens)
+
+    def remaining(
+        self,
+        slo_class: str,
+        quantile: float,
+        generated: int,
+        max_output_tokens: int,
+        *,
+        tenant: str = "",
+        prompt_tokens: int = 0,
+        hint: int | None = None,
+    ) -> int:
+        """Output tokens still to come at this risk level, given the tokens so far; at least 1, within the bound.
+
+        hint: the client's estimate of the whole output, taken instead of the class's until it is passed.
+        """
+        bound = max(max_output_tokens - generated, 1)
+        if hint is not None and hint > generated:
+            return max(min(hint - generated, bound), 1)
+        total: int | None = None
+        for key in _keys(slo_class, tenant, prompt_tokens):
+            window = self._windows.get(key)
+            if window is not None and len(window.sorted) >= MIN_SAMPLES:
+                total = window.quantile_beyond(quantile, generated)
+                break
+        if total is None:
+            # Past all that was seen (or nothing seen): lengths have heavy tails, so expect half as much again.
+            total = max(self._prior_tokens, generated + max(generated // 2, 16)) if generated else self._prior_tokens
+        return max(min(total - generated, bound), 1)
+
+
+def _keys(slo_class: str, tenant: str, prompt_tokens: int) -> tuple[_Key, ...]:
+    bucket = str(max(prompt_tokens, 1).bit_length())
+    return ((slo_class, tenant, bucket), (slo_class, tenant), (slo_class,), ())
