@@ -1,0 +1,59 @@
+# One command for each thing a person does here; `make help` lists them.
+SHELL := /bin/bash
+PY := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down test test-all demo lint format proto lock compose-test evaluation evaluation-quick soak clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install packages, compile the planner, convert the model (skips what is done)
+	@deploy/install.sh
+
+up: setup ## start the cluster on the real model and serve until Ctrl-C (ARGS="--replicas 2")
+	@.venv/bin/slosctl up $(ARGS)
+
+down: ## stop the cluster of this checkout
+	@.venv/bin/slosctl down
+
+lint: setup ## format check, lint, types, import arrows
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: setup ## rewrite the sources in the project's format
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+test: lint ## every check and every test (ARGS="tests/cli -k up")
+	$(PY) -m pytest -m "not soak" $(ARGS)
+
+demo: setup ## a cluster of its own, a mixed burst, the table and the report
+	$(PY) -m loadtest.demo $(ARGS)
+
+soak: setup ## long repetitions of the failure tests
+	$(PY) -m pytest -m soak --timeout 3600 $(ARGS)
+
+proto: setup ## regenerate the code of protos/
+	$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/slos/v1/*.proto
+
+lock: ## write deploy/requirements/*.txt from the current environment
+	$(PY) deploy/lock.py
+
+compose-test: setup ## build and run the containers for real
+	$(PY) -m deploy.compose_test $(ARGS)
+
+bench-%: setup ## run one benchmark: bench-overhead, bench-planner, bench-slo, ...
+	.venv/bin/slosctl bench $* $(ARGS)
+
+evaluation: setup ## regenerate docs/evaluation.md with its figures (hours; resumes)
+	$(PY) -m simulation.evaluation $(ARGS)
+
+evaluation-quick: setup ## the same pipeline on a small grid (minutes)
+	$(PY) -m simulation.evaluation --quick $(ARGS)
+
+clean: ## remove the environment, models and state
+	rm -rf .venv .slos .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
