@@ -55,7 +55,8 @@ def _scaled(lines: tuple[tuple[float, ...], ...], margin: float) -> npt.NDArray[
 class TimeModel:
     """Predicted duration of a step: margin * max over lines of (constant + coefficients . shape), seconds.
 
-    lines: each (constant, new_tokens, requests, decode_kv_tokens, prefill_attention, spec_steps), none negative.
+    lines: each (constant, new_tokens, requests, decode_kv_tokens, prefill_attention, spec_steps), none negative, but
+    requests may go down to -new_tokens: a decode's token can cost less than a prompt token, never less than nothing.
     margin: safety factor >= 1. source: measured | computed | assumed, and where from.
     """
 
@@ -73,8 +74,9 @@ class TimeModel:
         for line in self.lines:
             if len(line) != len(LINE_TERMS):
                 raise ValueError(f"a line has {len(LINE_TERMS)} coefficients {LINE_TERMS}, not {len(line)}: {line}")
-            if not all(math.isfinite(c) and c >= 0 for c in line):
-                raise ValueError(f"coefficients must be finite and >= 0: {line}")
+            constant, tokens, requests, *others = line
+            if not all(math.isfinite(c) for c in line) or min(constant, tokens, requests + tokens, *others) < 0:
+                raise ValueError(f"coefficients must be finite and >= 0 (requests: >= -new_tokens): {line}")
         if max(line[0] + line[1] for line in self.lines) <= 0:
             raise ValueError("a batch of one token must take time: constant or new_tokens must be positive")
         if not (math.isfinite(self.margin) and self.margin >= 1.0):
