@@ -72,7 +72,9 @@ def main() -> None:
             roots += project["optional-dependencies"][extra]
         pins = closure([*roots, "setuptools"])
         lines = [f"{package}=={pins[package]}" for package in sorted(pins)]
-        header = f"# Everything that {', '.join(extras)} need(s); written by deploy/lock.py, installed with --no-deps.\n"
+        header = (
+            f"# Everything that {', '.join(extras)} need(s); written by deploy/lock.py, installed with --no-deps.\n"
+        )
         (OUT / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
         print(f"deploy/requirements/{name}.txt: {len(lines)} packages")
 
