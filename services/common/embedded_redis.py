@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import click
 import redis
 
 from services.common.store.connection import redact
@@ -122,6 +123,11 @@ class EmbeddedRedis:
                 process.wait(timeout_s)
         self._address_file.unlink(missing_ok=True)
 
+    def wait(self) -> None:
+        """Return when the server process has ended; at once when it is not our child."""
+        if self._process is not None:
+            self._process.wait()
+
     def kill(self) -> None:
         """End the server at once, as a crash would; start() brings it back on the same address."""
         if self._process is not None:
@@ -173,3 +179,24 @@ class EmbeddedRedis:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--port", default=6379, help="0 chooses a free one")
+@click.option("--password", default="", envvar="SLOS_REDIS_PASSWORD", show_envvar=True)
+def main(data_dir: Path, port: int, password: str) -> None:
+    """Serve the embedded Redis until a signal comes; the first line of output is its URL without the password."""
+    server = EmbeddedRedis(data_dir, port, password)
+    try:
+        server.start()
+    except EmbeddedRedisError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(redact(server.url))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.stop())
+    server.wait()
+
+
+if __name__ == "__main__":
+    main()

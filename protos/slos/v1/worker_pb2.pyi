@@ -138,10 +138,12 @@ class Ack(_message.Message):
     def __init__(self, event: _Optional[int] = ...) -> None: ...
 
 class Ping(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "rtt_us")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    RTT_US_FIELD_NUMBER: _ClassVar[int]
     nonce: int
-    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+    rtt_us: int
+    def __init__(self, nonce: _Optional[int] = ..., rtt_us: _Optional[int] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("policy", "time_margin", "best_effort_floor")

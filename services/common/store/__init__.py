@@ -6,6 +6,10 @@ next call tries again, so nothing has to be rebuilt when Redis comes back.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from scheduling.classes import APPLICATION_CLASSES
+from scheduling.types import SloClass
 from services.common.store.best_effort import BestEffortQueue
 from services.common.store.catalog import SloClasses, Tenant, Tenants
 from services.common.store.connection import StoreConnection, StoreSettings, StoreUnavailable
@@ -61,11 +65,9 @@ class Store:
         """Ask Redis for a sign of life; StoreUnavailable when there is none."""
         await self.connection.run(self.connection.redis.ping())
 
-    async def seed_defaults(self) -> None:
-        """Put the shipped SLO classes and the default tenant in place, once in the life of the data."""
-        from scheduling.classes import DEFAULT_CLASSES
-
-        await self.slo_classes.seed(DEFAULT_CLASSES)
+    async def seed_defaults(self, slo_classes: Iterable[SloClass] = tuple(APPLICATION_CLASSES.values())) -> None:
+        """Enter SLO classes (by default the shipped ones) and the default tenant, once in the life of the data."""
+        await self.slo_classes.seed(slo_classes)
         await self.tenants.seed()
 
     async def close(self) -> None:

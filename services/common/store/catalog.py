@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from scheduling.classes import DEFAULT_CLASS
 from scheduling.types import SloClass
 from services.common.store.connection import StoreConnection
 from services.common.store.keys import Keys
@@ -26,7 +27,7 @@ class Tenant:
 
     name: str
     weight: float = 1.0
-    default_class: str = "chat"
+    default_class: str = DEFAULT_CLASS
 
 
 class SloClasses:
