@@ -53,6 +53,7 @@ class Gateway(Protocol):
         """Validate, admit, serve. Raises ApiError before the first message for anything wrong with the call.
 
         The first message carries the promise (sent as soon as it is known), the last finish_reason, counts and outcome.
+        A failure after the first message ends it with finish_reason ERROR and the error text in that last message.
         Closing the iterator early cancels the request and frees everything it held.
         The front door calls nothing else per token: time of a token is when the core hands it over.
         """
