@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,14 @@ class Workload:
 
     def stretched(self, factor: float) -> Workload:
         """Arrival times multiplied by a factor; tool delays, lengths and order stay."""
-        return _replace(self, arrival_s=self.arrival_s * factor)
+        return replace(self, arrival_s=self.arrival_s * factor)
+
+    def head(self, rows: int) -> Workload:
+        """The first rows (whole sessions)."""
+        if rows < len(self) and self.session[rows] == self.session[rows - 1]:
+            raise ValueError(f"row {rows} is in the middle of a session")
+        cut = {f.name: getattr(self, f.name)[:rows] for f in fields(self) if f.name != "classes"}
+        return Workload(classes=self.classes, **cut)
 
 
 def single_stage(
@@ -126,19 +133,4 @@ def merged(parts: list[Workload]) -> Workload:
 def shifted(workload: Workload, offset_s: float, period_s: float) -> Workload:
     """The workload started offset_s later and wrapped around at period_s, sessions kept whole."""
     moved = np.mod(workload.arrival_s + offset_s, period_s)
-    return merged([_replace(workload, arrival_s=moved)])
-
-
-def _replace(workload: Workload, *, arrival_s: FloatArray) -> Workload:
-    return Workload(
-        classes=workload.classes,
-        class_index=workload.class_index,
-        arrival_s=arrival_s,
-        prompt_tokens=workload.prompt_tokens,
-        output_tokens=workload.output_tokens,
-        thinking_tokens=workload.thinking_tokens,
-        session=workload.session,
-        next_row=workload.next_row,
-        shared_prefix_tokens=workload.shared_prefix_tokens,
-        tool_delay_s=workload.tool_delay_s,
-    )
+    return merged([replace(workload, arrival_s=moved)])

@@ -64,9 +64,7 @@ class JointLengths:
         """Draw rows; every value is at least 1."""
         root = np.linalg.cholesky(np.asarray(self.correlation) + 1e-9 * np.eye(len(self.tables)))
         uniform = normal_cdf(root @ rng.standard_normal((len(self.tables), count)))
-        return [
-            np.maximum(1, np.rint(t.at(u))).astype(np.int64) for t, u in zip(self.tables, uniform, strict=True)
-        ]
+        return [np.maximum(1, np.rint(t.at(u))).astype(np.int64) for t, u in zip(self.tables, uniform, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
