@@ -34,10 +34,13 @@ class Thinking:
     when: Literal["prompt", "always", "never"] = "prompt"
 
 
+PROMPT_LED = Thinking()
+
+
 class ModelTokenizer:
     """Tokenizer and chat template of one model; safe to use from several threads."""
 
-    def __init__(self, name: str, folder: Path, thinking: Thinking = Thinking()) -> None:
+    def __init__(self, name: str, folder: Path, thinking: Thinking = PROMPT_LED) -> None:
         """Load the folder; raises ModelFolderError when a needed file is missing or broken.
 
         name: the model name that requests use.
@@ -150,7 +153,7 @@ class Catalog(Mapping[str, ModelTokenizer]):
             raise ModelFolderError("two models have the same name; give each its own")
 
     @classmethod
-    def load(cls, folders: Mapping[str, Path], thinking: Thinking = Thinking()) -> Catalog:
+    def load(cls, folders: Mapping[str, Path], thinking: Thinking = PROMPT_LED) -> Catalog:
         """Load every folder; folders: model name -> folder."""
         return cls([ModelTokenizer(name, Path(folder), thinking) for name, folder in folders.items()])
 
