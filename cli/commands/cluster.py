@@ -1,0 +1,163 @@
+"""slosctl up and down: a cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from cli import state
+from cli.cluster.plan import DEFAULT_MODEL, Options, make_plan
+from cli.cluster.redis_probe import stop_left_over
+from cli.cluster.supervisor import GRACE_S, Supervisor
+from cli.errors import CliError, Exit
+from cli.subprocesses import run_module
+from scheduling import registry
+
+POLL_S = 0.1
+
+
+@click.command()
+@click.option("--engine", type=click.Choice(["vllm", "emulated"]), default="vllm", show_default=True)
+@click.option("--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
+@click.option("--policy", type=click.Choice(registry.names()), default=registry.DEFAULT_POLICY, show_default=True)
+@click.option("--model", type=click.Path(file_okay=False, path_type=Path), help="Model folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="HTTP port; 0: any.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0: any.")
+@click.option("--redis-url", default="", help="Use this Redis; otherwise one is started with its data in .slos/.")
+@click.option("--detach", is_flag=True, help="Return when the cluster serves; stop it with `slosctl down`.")
+@click.option("--start-timeout", default=300.0, show_default=True, metavar="SECONDS")
+@click.option("--worker-option", multiple=True, metavar="OPTION", help="Passed on to every worker, e.g. --seed=7.")
+@click.option("--controller-option", multiple=True, metavar="OPTION", help="Passed on to the controller.")
+def up(
+    engine: str,
+    replicas: int,
+    policy: str,
+    model: Path | None,
+    host: str,
+    port: int,
+    grpc_port: int,
+    redis_url: str,
+    detach: bool,
+    start_timeout: float,
+    worker_option: tuple[str, ...],
+    controller_option: tuple[str, ...],
+) -> None:
+    """Start a cluster on this machine and serve until Ctrl-C."""
+    here = state.running()
+    if here is not None:
+        if detach:
+            click.echo(f"already running: {_where(here)}")
+            return
+        raise CliError(f"Already running: {_where(here)}. Stop it with `slosctl down`.", Exit.REFUSED)
+    if detach:
+        _up_detached(start_timeout)
+        return
+    folder = (model or state.state_dir() / "models" / DEFAULT_MODEL).absolute()
+    _need_model(folder, given=model is not None)
+    options = Options(
+        engine=engine,
+        roles=("both",) * replicas,
+        policy=policy,
+        host=host,
+        http_port=port,
+        grpc_port=grpc_port,
+        redis_url=redis_url,
+        model=folder,
+        worker_arguments=worker_option,
+        controller_arguments=controller_option,
+    )
+    began_s = time.monotonic()
+
+    def say(line: str) -> None:
+        click.echo(f"up: {line}")
+
+    def serving() -> None:
+        ready = state.load()
+        if ready is not None:
+            say(f"serving after {time.monotonic() - began_s:.0f} s: {_where(ready)}")
+            say(f"logs in {state.state_dir() / 'log'}; Ctrl-C stops everything")
+
+    Supervisor(make_plan(options), say, start_timeout, serving).run()
+    say("stopped")
+
+
+@click.command()
+@click.option("--timeout", default=GRACE_S + 20.0, show_default=True, metavar="SECONDS")
+def down(timeout: float) -> None:
+    """Stop the cluster that `slosctl up` started from this folder."""
+    here = state.running()
+    if here is None:
+        _clear_left_overs()
+        click.echo("no cluster of this folder runs")
+        return
+    os.kill(here.pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + timeout
+    while state.process_started(here.pid) == here.pid_started:
+        if time.monotonic() > deadline_s:
+            os.kill(here.pid, signal.SIGKILL)
+            _clear_left_overs()
+            raise CliError(f"The supervisor (process {here.pid}) did not end within {timeout:.0f} s and was killed.")
+        time.sleep(POLL_S)
+    click.echo("stopped")
+
+
+def _where(here: state.ClusterState) -> str:
+    return f"OpenAI API http://{here.http_address}/v1, gRPC {here.grpc_address}"
+
+
+def _up_detached(timeout_s: float) -> None:
+    """Run the same command in the background and follow its output until it serves."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    log = state.state_dir() / "log" / "up.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline_s = time.monotonic() + timeout_s + GRACE_S
+    try:
+        with log.open() as lines:
+            while True:
+                click.echo(lines.read(), nl=False)
+                here = state.running()
+                if here is not None and here.pid == process.pid and here.ready:
+                    click.echo(f"up: serving in the background: {_where(here)}; stop it with `slosctl down`")
+                    return
+                if process.poll() is not None:
+                    click.echo(lines.read(), nl=False)
+                    raise SystemExit(process.returncode)
+                if time.monotonic() > deadline_s:
+                    raise CliError(f"The cluster did not start within {timeout_s:.0f} s.", Exit.START_FAILED)
+                time.sleep(POLL_S)
+    except BaseException:
+        process.terminate()
+        process.wait(GRACE_S * 3)
+        raise
+
+
+def _need_model(folder: Path, given: bool) -> None:
+    """Make the default model if it is not there; CliError when a given folder holds none."""
+    if (folder / "config.json").is_file():
+        return
+    if given:
+        raise CliError(f"There is no model in {folder}: it has no config.json.", Exit.USAGE)
+    click.echo(f"up: converting the model into {folder} (once)")
+    if run_module("engine.vllm.model", ["--out", str(folder)]) != 0:
+        raise CliError("The model could not be converted; the lines above say why.", Exit.START_FAILED)
+
+
+def _clear_left_overs() -> None:
+    """End what a killed supervisor may have left: its children end by themselves, its Redis is told to."""
+    stop_left_over(state.state_dir() / "redis")
+    state.forget()
