@@ -1,0 +1,46 @@
+"""Shapes of a run: how many users there are at each moment."""
+
+from __future__ import annotations
+
+from locust import LoadTestShape
+
+from loadtest.arrivals import Spike
+from loadtest.load import Load
+
+
+class PlanShape(LoadTestShape):
+    """Open loop: one user per application until the plan is done, or until the last answer is overdue."""
+
+    abstract = True
+
+    def __init__(self, load: Load) -> None:
+        super().__init__()
+        self._load = load
+        self._users = len(load.plan.applications)
+        self._end_s = load.plan.duration_s + load.options.timeout_s * max(len(s.rounds) for s in load.plan.sessions)
+
+    def tick(self) -> tuple[int, float] | None:
+        """See locust.LoadTestShape."""
+        if self._load.done or self._load.now_s() > self._end_s:
+            return None
+        return self._users, float(self._users)
+
+
+class BurstShape(LoadTestShape):
+    """Closed loop: a base number of users, a spike, and the base again."""
+
+    abstract = True
+
+    def __init__(self, base_users: int, spike: Spike, duration_s: float) -> None:
+        super().__init__()
+        self._base = base_users
+        self._spike = spike
+        self._duration_s = duration_s
+
+    def tick(self) -> tuple[int, float] | None:
+        """See locust.LoadTestShape."""
+        share = self.get_run_time() / self._duration_s
+        if share >= 1.0:
+            return None
+        users = max(1, round(self._base * self._spike.level(share)))
+        return users, float(users)
