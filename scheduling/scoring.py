@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from scheduling.types import Slo
 
 ROUNDING_S = 1e-9
@@ -41,33 +44,44 @@ def due_times(
     thinking_tokens: tokens of the thinking stage after the first token, the marker that ends it included; ignored
     when the SLO has no thinking stage.
     """
+    return [float(due) for due in _due(arrival_s, first_token_s, tokens, slo, thinking_tokens, tolerance)]
+
+
+def _due(
+    arrival_s: float, first_token_s: float, tokens: int, slo: Slo, thinking_tokens: int, tolerance: float
+) -> npt.NDArray[np.float64]:
     stretch = 1.0 + tolerance
     first_due = arrival_s + slo.ttft_s * stretch
-    anchor = max(first_due, first_token_s)
-    thinking_tpot = slo.tpot_s if slo.thinking_tpot_s is None else slo.thinking_tpot_s
-    thinking = 0 if slo.thinking_tpot_s is None else thinking_tokens
-    due = [first_due]
-    for k in range(1, tokens):
-        offset = min(k, thinking) * thinking_tpot + max(k - thinking, 0) * slo.tpot_s
-        due.append(anchor + offset * stretch)
+    due: npt.NDArray[np.float64] = np.arange(tokens, dtype=np.float64)
+    if slo.thinking_tpot_s is None:
+        due *= slo.tpot_s * stretch
+    else:
+        tight = np.minimum(due, thinking_tokens)
+        due = (tight * slo.thinking_tpot_s + (due - tight) * slo.tpot_s) * stretch
+    due += max(first_due, first_token_s)
+    due[:1] = first_due
     return due
 
 
 def score(
-    arrival_s: float, token_times_s: Sequence[float], slo: Slo, thinking_tokens: int = 0, complete: bool = True
+    arrival_s: float,
+    token_times_s: Sequence[float] | npt.NDArray[np.float64],
+    slo: Slo,
+    thinking_tokens: int = 0,
+    complete: bool = True,
 ) -> Score:
     """Score a request from its arrival, the time of every output token, and its SLO.
 
     complete: the request ended by itself; a failed one attains nothing. A client's cancel is not scored at all.
     """
-    if not token_times_s:
+    times = np.asarray(token_times_s, dtype=np.float64)
+    count = len(times)
+    if count == 0:
         return Score(False, False, float("inf"), 0.0, float("inf"))
-    first, last, count = token_times_s[0], token_times_s[-1], len(token_times_s)
-    strict_due = due_times(arrival_s, first, count, slo, thinking_tokens)
-    worst = max(at - due for at, due in zip(token_times_s, strict_due, strict=True))
-    paper_due = due_times(arrival_s, first, count, slo, thinking_tokens, PAPER_TOLERANCE)
-    checked = (0, *range(PAPER_STRIDE, count, PAPER_STRIDE))
-    paper = all(token_times_s[k] <= paper_due[k] + ROUNDING_S for k in checked)
+    first, last = float(times[0]), float(times[-1])
+    worst = float((times - _due(arrival_s, first, count, slo, thinking_tokens, 0.0)).max())
+    paper_due = _due(arrival_s, first, count, slo, thinking_tokens, PAPER_TOLERANCE)
+    paper = bool((times[::PAPER_STRIDE] <= paper_due[::PAPER_STRIDE] + ROUNDING_S).all())
     return Score(
         attained=complete and worst <= ROUNDING_S,
         attained_paper=complete and paper,
