@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cli import state
 from cli.cluster import plan, redis_probe
 from cli.commands.explain import lines_of
-from cli.errors import CliError, Exit
+from cli.errors import MEANING, CliError, Exit
 from cli.output import enum_word, to_dict
 from cli.plan_plot import draw
 from cli.rpc import Target
@@ -152,7 +152,7 @@ def test_mistakes_are_named(arguments: list[str], code: Exit, word: str, tmp_pat
 def test_help_lists_exit_codes_and_commands(tmp_path: Path) -> None:
     text = slosctl("--help", folder=tmp_path).stdout
     for code in Exit:
-        assert f"\n{code.value:>5}  " in text
+        assert f" {code.value}  {MEANING[code]}" in text
     for command in (
         "up",
         "down",
@@ -172,7 +172,8 @@ def test_help_lists_exit_codes_and_commands(tmp_path: Path) -> None:
 def test_state_survives_only_its_process(tmp_path: Path) -> None:
     program = (
         "import os, sys; from cli import state\n"
-        "state.write(state.ClusterState(pid=os.getpid(), pid_started=state.process_started(os.getpid()) + int(sys.argv[1]),"
+        "started = state.process_started(os.getpid()) + int(sys.argv[1])\n"
+        "state.write(state.ClusterState(pid=os.getpid(), pid_started=started,"
         " http_address='h', grpc_address='g', redis_url='r', engine='e', replicas=1, policy='p', started_unix_s=0))\n"
         "print(state.running() is not None, state.load() is not None)\n"
     )
