@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ class ModelTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def check_ids(self, token_ids: Sequence[int]) -> None:
+    def check_ids(self, token_ids: Iterable[int]) -> None:
         """Raise ValueError when an id is outside the vocabulary."""
         for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:

@@ -1,0 +1,390 @@
+"""The controller's core while it leads: takes calls in, has them promised and served, and accounts for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+from protos.slos.v1 import client_pb2, common_pb2, worker_pb2
+from scheduling.lengths import LengthEstimator
+from scheduling.policy import Policy
+from services.common.store import Store
+from services.controller.admission import AdmissionLoop, AdmissionSettings
+from services.controller.best_effort import BestEffortQueue
+from services.controller.contract import ApiError, GenerationCall
+from services.controller.directory import Directory
+from services.controller.failover import already_complete, prepare
+from services.controller.intake import Intake
+from services.controller.journal import JournalWriter
+from services.controller.ledger import Ledger, closing_of, outcome_of
+from services.controller.metrics import Metrics
+from services.controller.relay import Relay, RelayTimes
+from services.controller.replica import PROTO_VERSION, Replica
+from services.controller.replicas import ReplicaManager, ReplicaSettings
+from services.controller.request import LiveRequest
+from services.controller.tokenizer import ModelTokenizer
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_S = 1.0
+ELSEWHERE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED"}
+"""Status names with which a worker says that another worker may take the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """best_effort_queue: requests that may wait without a promise. attempts: workers a request may lose, at most."""
+
+    best_effort_queue: int = 1024
+    attempts: int = 3
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    replicas: ReplicaSettings = field(default_factory=ReplicaSettings)
+
+
+class Core:
+    """Implements Gateway; composed of managers that tell it what happens."""
+
+    def __init__(
+        self,
+        controller_id: str,
+        fencing_token: int,
+        store: Store,
+        models: Mapping[str, ModelTokenizer],
+        policy: Policy,
+        metrics: Metrics,
+        make_channel: Callable[[str], grpc.aio.Channel],
+        settings: CoreSettings,
+        fenced: Callable[[], None],
+    ) -> None:
+        """fenced: called when the store says that a newer controller leads."""
+        self.policy = policy
+        self.store = store
+        self.settings = settings
+        self.metrics = metrics
+        self.live: dict[str, LiveRequest] = {}
+        self.ledger = Ledger()
+        self.relay_times = RelayTimes()
+        self.lengths = LengthEstimator()
+        self.queue = BestEffortQueue(settings.best_effort_queue)
+        self.directory = Directory(store)
+        self.started_s = time.monotonic()
+        self.closing = ""
+        self._models = models
+        self._hello = worker_pb2.Hello(
+            proto_version=PROTO_VERSION, fencing_token=fencing_token, controller_id=controller_id
+        )
+        self.replicas = ReplicaManager(
+            store, self, self._make_hello, self._check_worker, make_channel, settings.replicas
+        )
+        self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
+        self._relay = Relay(self._remaining, self.journal.touched)
+        self._intake = Intake(models, self.directory, self.replicas, self.lengths)
+        self.admission = AdmissionLoop(
+            policy,
+            self.replicas,
+            self.queue,
+            self,
+            lambda: self.relay_times.p99_s,
+            lambda: {name: tenant.weight for name, tenant in self.directory.tenants.items()},
+            settings.admission,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle: asyncio.Event | None = None
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Read what operators have set and begin to serve; StoreUnavailable when Redis does not answer."""
+        await self.store.seed_defaults()
+        await self.directory.refresh()
+        loops = (self.replicas.run(), self.directory.run(), self.admission.run(), self.journal.run(), self._housekeep())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        for task in self._tasks:
+            task.add_done_callback(_report)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take nothing new and wait for what runs; return how many requests had to be cut off."""
+        self.closing = "the controller is shutting down"
+        self._idle = asyncio.Event()
+        if self.live:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._idle.wait()
+        return await self.cut_off("the controller shut down before the request was finished; send it again")
+
+    async def cut_off(self, why: str) -> int:
+        """End every request with an error; return how many there were."""
+        self.closing = self.closing or why
+        requests = [request for request in self.live.values() if not request.finished]
+        for request in requests:
+            self._fail(request, why)
+        await asyncio.sleep(0)
+        return len(requests)
+
+    async def close(self) -> None:
+        """Stop every task; workers keep what they have, which a new leader will cancel."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.replicas.close()
+
+    # ---- Gateway
+
+    async def generate(self, call: GenerationCall) -> AsyncIterator[client_pb2.GenerateResponse]:
+        """Validate, admit, serve; see Gateway."""
+        request = self._take(call)
+        try:
+            while True:
+                message = await request.outbox.read()
+                self._handed_over(request, len(message.token_ids))
+                if message.finish_reason:
+                    request.outcome = outcome_of(request)
+                    message.outcome.CopyFrom(request.outcome)
+                    # Scored and closed before the last message: whoever has read it finds it in the statistics.
+                    self._release(request)
+                    yield message
+                    return
+                yield message
+        finally:
+            self._release(request)
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancel a running request; False when there is none."""
+        request = self.live.get(request_id)
+        if request is None or request.finished:
+            return False
+        request.note("cancelled by its client")
+        self._stop(request)
+        request.finish(common_pb2.FINISH_REASON_CANCELLED)
+        return True
+
+    def models(self) -> list[client_pb2.Model]:
+        """Models known to the cluster, ready or not."""
+        served = {model.name: model for model in self.replicas.models()}
+        for name in self._models:
+            served.setdefault(name, client_pb2.Model(name=name))
+        return [served[name] for name in sorted(served)]
+
+    def ready(self) -> str:
+        """Empty when requests can be served, else what is missing."""
+        if self.closing:
+            return self.closing
+        if not self.store.available:
+            return "Redis does not answer; running requests go on, new ones are taken when it is back"
+        missing = [self.replicas.why_none(name) for name in sorted(self._models) if not self.replicas.usable(name)]
+        return "; ".join(missing) if len(missing) == len(self._models) else ""
+
+    # ---- what happens to a request
+
+    def _take(self, call: GenerationCall) -> LiveRequest:
+        if self.closing:
+            raise ApiError("UNAVAILABLE", self.closing, retry_after_s=2.0)
+        if not self.store.available:
+            raise ApiError("UNAVAILABLE", "Redis does not answer, so no new request is taken; try again", None, 2.0)
+        try:
+            request = self._intake.accept(call)
+        except ApiError as error:
+            self.metrics.refused.labels(error.code).inc()
+            raise
+        if self._in_use(request.request_id):
+            self.metrics.refused.labels("ALREADY_EXISTS").inc()
+            raise ApiError(
+                "ALREADY_EXISTS", f"request id {request.request_id!r} is in use; take another", param="request_id"
+            )
+        self.live[request.request_id] = request
+        request.note(f"arrived: {request.prompt_tokens} prompt tokens, class {request.slo_class}")
+        self.admission.offer(request)
+        return request
+
+    def _in_use(self, request_id: str) -> bool:
+        return request_id in self.live or any(request_id in replica.leaving for replica in self.replicas)
+
+    def _handed_over(self, request: LiveRequest, tokens: int) -> None:
+        if not tokens:
+            return
+        now_s = time.monotonic()
+        times = request.token_times_s
+        if times:
+            self.metrics.inter_token.labels(request.slo_class).observe((now_s - times[-1]) / tokens)
+        else:
+            self.metrics.ttft.labels(request.slo_class).observe(now_s - request.arrival_s)
+        self.metrics.generation_tokens.inc(tokens)
+        times.extend([now_s] * tokens)
+        produced_s = request.outbox.take_produced_s()
+        if produced_s is not None:
+            self.relay_times.observe(now_s - produced_s)
+
+    def _stop(self, request: LiveRequest) -> None:
+        """Take a request off wherever it is."""
+        self.admission.withdraw(request)
+        replica = self.replicas.get(request.replica) if request.replica else None
+        if replica is not None:
+            replica.cancel(request)
+
+    def _fail(self, request: LiveRequest, why: str) -> None:
+        self._stop(request)
+        if request.token_times_s or request.answered:
+            request.finish(common_pb2.FINISH_REASON_ERROR, why)
+        else:
+            self.refused(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
+
+    def _release(self, request: LiveRequest) -> None:
+        """Account for a request that nobody reads any more, once."""
+        if self.live.pop(request.request_id, None) is None:
+            return
+        if not request.finished:
+            request.note("its client has gone")
+            self._stop(request)
+            request.finish(common_pb2.FINISH_REASON_CANCELLED)
+        if request.outcome is None:
+            request.outcome = outcome_of(request)
+        if request.finish_reason == common_pb2.FINISH_REASON_STOP:
+            self.lengths.observe(request.slo_class, len(request.output), request.tenant, request.prompt_tokens)
+        self.metrics.ended(request, request.outcome)
+        self.ledger.ended(request)
+        self.journal.unqueued(request)
+        self.journal.closed(request, closing_of(request))
+        self.admission.capacity_changed()
+        if self._idle is not None and not self.live:
+            self._idle.set()
+
+    def _remaining(self, request: LiveRequest) -> int:
+        tenant = self.directory.tenants.get(request.tenant)
+        slo_class = self.directory.classes.get(request.slo_class)
+        if slo_class is None or tenant is None:  # removed meanwhile
+            return max(1, request.max_output_tokens - len(request.output))
+        return self._intake.remaining(slo_class, request.call, request.max_output_tokens, len(request.output))
+
+    # ---- AdmissionListener
+
+    def decided(self, request: LiveRequest, seconds: float) -> None:
+        """A request got its first answer."""
+        self.metrics.admission.observe(seconds)
+        self.metrics.admitted.labels(request.slo_class, request.admission).inc()
+
+    def placed(self, request: LiveRequest) -> None:
+        """A request went to a replica."""
+        if request.epoch == 0:
+            self.journal.opened(request)
+        self.journal.unqueued(request)
+
+    def queued(self, request: LiveRequest) -> None:
+        """A request waits without a promise."""
+        if request.epoch == 0:
+            self.journal.opened(request)
+        self.journal.queued(request)
+
+    def refused(self, request: LiveRequest, error: ApiError) -> None:
+        """A request is not served."""
+        self.metrics.refused.labels(error.code).inc()
+        request.finish(common_pb2.FINISH_REASON_ERROR, error.message)
+        request.outbox.fail(error)
+
+    # ---- ReplicaEvents
+
+    def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
+        """Hand the tokens of a step out."""
+        if step.predicted_us > 0:
+            self.metrics.step_error.observe(step.duration_us / step.predicted_us)
+        if self._relay.stepped(replica, step, ended_s):
+            self.admission.capacity_changed()
+
+    def rejected(self, replica: Replica, request: LiveRequest, rejected: worker_pb2.Rejected) -> None:
+        """Try another worker, or tell the client what is wrong with the request."""
+        code = _STATUS_NAMES.get(rejected.code, "INTERNAL")
+        request.note(f"{replica.worker_id} did not take it: {rejected.reason}")
+        if code in ELSEWHERE:
+            self._again(request, f"{replica.worker_id} did not take it: {rejected.reason}")
+        elif request.token_times_s:
+            request.finish(common_pb2.FINISH_REASON_ERROR, rejected.reason)
+        else:
+            self.refused(request, ApiError(code, rejected.reason))
+
+    def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
+        """Let requests go on elsewhere."""
+        for request in requests:
+            request.note(f"lost {replica.worker_id}: {reason}")
+            self.metrics.failovers.inc()
+            self._again(request, f"{replica.worker_id}: {reason}")
+
+    def changed(self, replica: Replica) -> None:
+        """A replica may take waiting work now."""
+        self.admission.capacity_changed()
+
+    def _again(self, request: LiveRequest, reason: str) -> None:
+        if request.finished:
+            return
+        complete = already_complete(request)
+        if complete:
+            request.finish(complete)
+        elif request.attempts + 1 > self.settings.attempts:
+            prepare(request, None)
+            self._fail(request, f"gave up after {request.attempts} workers failed under it; the last: {reason}")
+        else:
+            sampling = request.call.sampling
+            prepare(request, sampling.seed if sampling.HasField("seed") else None)
+            self.admission.offer(request)
+
+    # ---- Gauges
+
+    def running(self) -> dict[tuple[str, str], int]:
+        """Requests on replicas by (class, admission)."""
+        return Counter((request.slo_class, str(request.admission)) for request in self.live.values() if request.replica)
+
+    def waiting(self) -> tuple[int, int]:
+        """Requests (without an answer yet, in the best-effort queue)."""
+        return self.admission.waiting, len(self.queue)
+
+    def all_replicas(self) -> Iterable[Replica]:
+        """Every replica that is known."""
+        return self.replicas
+
+    def redis_ok(self) -> bool:
+        """Redis answered the last call."""
+        return self.store.available
+
+    def relay_p99_s(self) -> float:
+        """Time between engine and front door."""
+        return self.relay_times.p99_s
+
+    # ---- inside
+
+    def _make_hello(self) -> worker_pb2.Hello:
+        hello = worker_pb2.Hello()
+        hello.CopyFrom(self._hello)
+        return hello
+
+    def _check_worker(self, info: worker_pb2.WorkerInfo) -> str:
+        """Say why a worker does not fit this controller; empty when it does."""
+        model = self._models.get(info.model)
+        if model is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            return f"worker {info.worker_id} serves model {info.model!r}, this controller knows {known}"
+        if info.tokenizer_hash != model.hash:
+            return (
+                f"worker {info.worker_id} has another tokenizer for {info.model!r} "
+                f"({info.tokenizer_hash[:12] or 'none'}, here {model.hash[:12]}); give both the same model folder"
+            )
+        return ""
+
+    async def _housekeep(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now_s = time.monotonic()
+            for request in self.admission.expire(now_s):
+                self._fail(request, f"no replica came back: {self.replicas.why_none(request.call.model)}")
+
+
+_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a task of the controller failed", exc_info=task.exception())

@@ -1,0 +1,133 @@
+"""The controller's picture of one replica, moved by the same events that carry the tokens."""
+
+from __future__ import annotations
+
+from protos.slos.v1 import worker_pb2
+from scheduling.policy import ReplicaView
+from scheduling.request_table import RequestTable
+from scheduling.time_model import TimeModel
+from scheduling.types import Admission, EngineLimits
+from services.controller.request import LiveRequest
+
+DRAFTS_BEFORE_RATE = 8
+
+
+def limits_of(info: worker_pb2.WorkerInfo) -> EngineLimits:
+    """Limits of a worker's engine, in the planner's words."""
+    return EngineLimits(
+        max_batch_tokens=info.max_batch_tokens,
+        max_batch_requests=info.max_batch_requests,
+        block_size=info.block_size,
+        total_blocks=info.kv_blocks,
+        max_model_len=info.max_model_len,
+        max_spec_tokens=max(1, info.max_spec_tokens),
+    )
+
+
+class ReplicaMirror:
+    """RequestTable, free blocks and time model of one replica, never older than the tokens seen."""
+
+    def __init__(self, replica: str, info: worker_pb2.WorkerInfo) -> None:
+        """Start with an empty table; ValueError when the worker's time model cannot be read."""
+        self.replica = replica
+        self.role = info.role or "both"
+        self.table = RequestTable()
+        self.limits = limits_of(info)
+        self.free_blocks = self.limits.total_blocks
+        self.model = TimeModel.from_json(info.time_model_json)
+
+    def view(self, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
+        """Return what routing and admission take; it shares the table."""
+        return ReplicaView(
+            self.replica, self.table, self.free_blocks, self.model, self.limits, self.role, cached_tokens or {}
+        )
+
+    def add(self, request: LiveRequest, first_due_s: float, next_due_s: float | None) -> None:
+        """Enter a request that is being submitted; due times are those the engine is given."""
+        thinking_tpot_s = request.slo.thinking_tpot_s
+        thinking = thinking_tpot_s is not None and not request.thinking_done
+        self.table.add(
+            request.wire_id,
+            prompt_tokens=request.prompt_tokens,
+            prefill_deadline_s=first_due_s,
+            tpot_s=thinking_tpot_s if thinking and thinking_tpot_s is not None else request.slo.tpot_s,
+            standard=request.admission is Admission.STANDARD,
+            generated=len(request.output),
+            next_deadline_s=next_due_s,
+            answer_tpot_s=request.slo.tpot_s,
+            remaining_output=max(1, request.expected_output_tokens - len(request.output)),
+            max_remaining_output=max(1, request.max_output_tokens - len(request.output)),
+            value=request.value,
+            arrival_s=request.arrival_s,
+        )
+
+    def set_standard(self, wire_id: str, standard: bool) -> None:
+        """Change the admission of a resident request."""
+        if wire_id in self.table:
+            self.table.standard[self.table.slot(wire_id)] = standard
+
+    def next_due_s(self, wire_id: str) -> float | None:
+        """When the engine owes the next token of a request that has produced some; None before the first."""
+        if wire_id not in self.table:
+            return None
+        slot = self.table.slot(wire_id)
+        return float(self.table.next_deadline_s[slot]) if self.table.generated[slot] else None
+
+    def remove(self, wire_id: str) -> None:
+        """Forget a request; an unknown one is ignored."""
+        if wire_id in self.table:
+            self.table.remove(wire_id)
+
+    def apply(self, update: worker_pb2.RequestStep, at_s: float, thinking_end_index: int = -1) -> bool:
+        """Take what a step changed for one request; return whether its new tokens were late for the engine.
+
+        thinking_end_index: index in the new tokens of the marker that ends the thinking stage; -1: not among them.
+        """
+        wire_id = update.request_id
+        table = self.table
+        if wire_id not in table:
+            return False
+        slot = table.slot(wire_id)
+        tokens = len(update.token_ids)
+        late = False
+        if tokens:
+            due_s = table.next_deadline_s if table.generated[slot] else table.prefill_deadline_s
+            late = bool(at_s > due_s[slot])
+            before = thinking_end_index + 1 if thinking_end_index >= 0 else tokens
+            self._produce(slot, before, at_s)
+            if thinking_end_index >= 0:
+                table.thinking_ended(slot)
+                self._produce(slot, tokens - before, at_s)
+        if update.finish_reason:
+            table.remove(wire_id)
+            return late
+        table.prefill_remaining[slot] = update.prefill_remaining
+        table.context[slot] = update.context_tokens
+        table.kv_blocks[slot] = update.kv_blocks
+        table.preemptions[slot] = update.preemptions
+        if update.relegated:
+            table.standard[slot] = False
+        if update.draft_tokens >= DRAFTS_BEFORE_RATE:
+            table.accept_rate[slot] = min(0.99, update.accepted_draft_tokens / update.draft_tokens)
+        return late
+
+    def _produce(self, slot: int, tokens: int, at_s: float) -> None:
+        if tokens and not self.table.generated[slot]:
+            self.table.first_token(slot, at_s)
+            tokens -= 1
+        if tokens:
+            self.table.tokens_out(slot, tokens)
+
+    def expect_more(self, wire_id: str, remaining_output: int) -> None:
+        """Correct the estimate of the output still to come."""
+        if wire_id in self.table:
+            self.table.remaining_output[self.table.slot(wire_id)] = max(1, remaining_output)
+
+    def used_tokens(self) -> int:
+        """Tokens of KV memory in use."""
+        return max(0, self.limits.total_blocks - self.free_blocks) * self.limits.block_size
+
+    def counts(self) -> tuple[int, int]:
+        """Resident (standard, best-effort) requests."""
+        standard = int(self.table.standard.sum())
+        return standard, len(self.table) - standard

@@ -1,0 +1,348 @@
+"""One worker as the controller knows it: its link, its mirror, the requests placed on it, and what it is good for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from enum import StrEnum
+from typing import Protocol
+
+import grpc
+
+from protos.slos.v1 import common_pb2, worker_pb2
+from scheduling.types import Admission
+from services.controller.link import LinkRefused, LinkTimes, WorkerLink
+from services.controller.mirror import ReplicaMirror
+from services.controller.request import LiveRequest
+
+log = logging.getLogger(__name__)
+
+PROTO_VERSION = 1
+STEP_TIMES_KEPT = 100
+
+
+class ReplicaState(StrEnum):
+    """What a replica is good for, in the admin API's words."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+class ReplicaEvents(Protocol):
+    """Who a replica tells what happens to requests; every method returns at once."""
+
+    def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
+        """An engine step ended; the mirror has not been moved yet."""
+        ...
+
+    def rejected(self, replica: Replica, request: LiveRequest, rejected: worker_pb2.Rejected) -> None:
+        """The worker did not take a request; it is no longer placed there."""
+        ...
+
+    def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
+        """The replica no longer holds these requests, or not all of their tokens; they are no longer placed there."""
+        ...
+
+    def changed(self, replica: Replica) -> None:
+        """State or capacity of the replica changed."""
+        ...
+
+
+class Replica:
+    """Owner of the link to one worker; requests are placed on it with `submit` and leave it by events."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        address: str,
+        info: worker_pb2.WorkerInfo,
+        events: ReplicaEvents,
+        make_hello: Callable[[], worker_pb2.Hello],
+        check: Callable[[worker_pb2.WorkerInfo], str],
+        make_channel: Callable[[str], grpc.aio.Channel],
+        times: LinkTimes | None = None,
+    ) -> None:
+        """Prepare; `start` connects. check says why a worker's info does not fit, or nothing."""
+        self.worker_id = worker_id
+        self.info = info
+        self.mirror: ReplicaMirror | None = None
+        self.state = ReplicaState.CONNECTING
+        self.problem = ""
+        self.incarnation = ""
+        self.requests: dict[str, LiveRequest] = {}
+        self.leaving: dict[str, float] = {}
+        self.last_event = 0
+        self.acknowledged = 0
+        self.steps = 0
+        self.step_times_s: deque[float] = deque(maxlen=STEP_TIMES_KEPT)
+        self.disconnected_s = time.monotonic()
+        self.draining = False
+        self._missing: set[str] = set()
+        self._events = events
+        self._make_hello = make_hello
+        self._check = check
+        self.link = WorkerLink(address, self, make_channel, times)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._task = asyncio.create_task(self.link.run(), name=f"link {self.worker_id}")
+
+    async def close(self) -> None:
+        """Close the stream; the worker keeps running what it has."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    @property
+    def usable(self) -> bool:
+        """New work may be placed here."""
+        return self.state is ReplicaState.READY and self.link.connected and self.mirror is not None
+
+    def best_effort(self) -> list[LiveRequest]:
+        """Best-effort requests placed here."""
+        return [request for request in self.requests.values() if request.admission is Admission.BEST_EFFORT]
+
+    # ---- commands
+
+    def submit(self, request: LiveRequest, first_due_s: float) -> None:
+        """Place a request here; first_due_s is the due time the engine is given."""
+        assert self.mirror is not None
+        request.replica = self.worker_id
+        request.submitted_s = time.monotonic()
+        next_due_s = request.next_due_s
+        arrival_s = request.arrival_s
+        command = worker_pb2.Command(submit=self._submission(request))
+
+        def stamp(command: worker_pb2.Command, now_s: float) -> None:
+            submit = command.submit
+            submit.ttft_remaining_us = round((first_due_s - now_s) * 1e6)
+            submit.age_us = round((now_s - arrival_s) * 1e6)
+            if next_due_s is not None:
+                submit.next_token_remaining_us = round((next_due_s - now_s) * 1e6)
+
+        self.mirror.add(request, first_due_s, next_due_s)
+        self.requests[request.wire_id] = request
+        self.link.send(command, stamp)
+
+    @staticmethod
+    def _submission(request: LiveRequest) -> worker_pb2.Submit:
+        standard = request.admission is Admission.STANDARD
+        submit = worker_pb2.Submit(
+            request_id=request.wire_id,
+            token_ids=(*request.call.token_ids, *request.output),
+            prompt_tokens=request.prompt_tokens,
+            sampling=request.sampling,
+            admission=common_pb2.ADMISSION_STANDARD if standard else common_pb2.ADMISSION_BEST_EFFORT,
+            tpot_us=round(request.slo.tpot_s * 1e6),
+            thinking_tpot_us=round((request.slo.thinking_tpot_s or 0.0) * 1e6),
+            expected_output_tokens=request.expected_output_tokens,
+            value=request.value,
+            slo_class=request.slo_class,
+            session_id=request.call.session_id,
+            thinking_done=request.thinking_done,
+            text_chars=request.text_chars,
+        )
+        if request.slo.thinking_tpot_s is not None and request.thinking_end_token_id is not None:
+            submit.thinking_end_token_id = request.thinking_end_token_id
+        return submit
+
+    def promote(self, request: LiveRequest, first_due_s: float) -> None:
+        """Make a best-effort request that is placed here standard."""
+        assert self.mirror is not None
+        self.mirror.set_standard(request.wire_id, True)
+        next_due_s = self.mirror.next_due_s(request.wire_id)
+
+        def stamp(command: worker_pb2.Command, now_s: float) -> None:
+            command.promote.ttft_remaining_us = round((first_due_s - now_s) * 1e6)
+            if next_due_s is not None:
+                command.promote.next_token_remaining_us = round((next_due_s - now_s) * 1e6)
+
+        self.link.send(worker_pb2.Command(promote=worker_pb2.Promote(request_id=request.wire_id)), stamp)
+
+    def cancel(self, request: LiveRequest) -> None:
+        """Take a request back; its place stays counted until the worker confirms."""
+        if self.requests.pop(request.wire_id, None) is not None:
+            self._take_back(request.wire_id)
+
+    def _take_back(self, wire_id: str) -> None:
+        self.leaving[wire_id] = time.monotonic()
+        self.link.send(worker_pb2.Command(cancel=worker_pb2.CancelCommand(request_id=wire_id)))
+
+    def drain(self, draining: bool) -> None:
+        """Stop or resume taking new work."""
+        self.draining = draining
+        self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=draining)))
+        self._settle()
+
+    def set_role(self, role: str) -> None:
+        """Ask the worker to change its role."""
+        self.link.send(worker_pb2.Command(set_role=worker_pb2.SetRole(role=role)))
+
+    def configure(self, settings: worker_pb2.Configure) -> None:
+        """Change settings of the worker's step scheduler."""
+        self.link.send(worker_pb2.Command(configure=settings))
+
+    def acknowledge(self, event: int) -> None:
+        """Let the worker drop its events up to this one, unless it has been told before."""
+        if self.acknowledged < event <= self.last_event:
+            self.acknowledged = event
+            self.link.send(worker_pb2.Command(ack=worker_pb2.Ack(event=event)))
+
+    # ---- what the link tells
+
+    def hello(self) -> worker_pb2.Hello:
+        """Greeting for the next connection."""
+        hello = self._make_hello()
+        hello.last_event = self.last_event
+        return hello
+
+    def welcomed(self, welcome: worker_pb2.Welcome) -> None:
+        """Take a new connection; LinkRefused when the worker does not fit."""
+        info = welcome.info
+        if info.proto_version != PROTO_VERSION:
+            raise LinkRefused(
+                f"worker {self.worker_id} speaks version {info.proto_version} of the worker API, "
+                f"this controller version {PROTO_VERSION}; run both from the same release"
+            )
+        problem = self._check(info)
+        if problem:
+            raise LinkRefused(problem)
+        same_process = welcome.incarnation == self.incarnation
+        lost_events = same_process and welcome.oldest_event > self.last_event + 1
+        if self.mirror is None or not same_process or lost_events:
+            try:
+                mirror = ReplicaMirror(self.worker_id, info)
+            except ValueError as error:
+                raise LinkRefused(f"the time model of worker {self.worker_id} cannot be read: {error}") from error
+            if self.incarnation:
+                self._displace_all("its events were lost" if same_process else "the worker was restarted")
+            self.mirror = mirror
+            self.leaving.clear()
+        if not same_process:
+            self.last_event = self.acknowledged = 0
+            self.draining = False
+        self.incarnation = welcome.incarnation
+        self.info = info
+        held = set(welcome.request_ids)
+        self._missing = self.requests.keys() - held
+        for wire_id in self.leaving.keys() - held:
+            self._gone(wire_id)
+        for wire_id in held - self.requests.keys():
+            self._take_back(wire_id)
+        if self.draining:
+            self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=True)))
+        self.problem = ""
+        log.info("worker %s attached (%s, %s)", self.worker_id, info.model, info.hardware)
+        self._settle()
+
+    def replayed(self) -> None:
+        """Give up on requests whose submission was lost with the old connection."""
+        lost = [self.requests.pop(wire_id) for wire_id in self._missing if wire_id in self.requests]
+        self._missing = set()
+        if lost:
+            for request in lost:
+                self._gone(request.wire_id)
+            self._events.displaced(self, lost, "the connection broke before the worker had them")
+
+    def handle(self, event: worker_pb2.Event, received_s: float) -> None:
+        """Take a numbered event; one that was seen before is ignored."""
+        if event.number:
+            if event.number <= self.last_event:
+                return
+            self.last_event = event.number
+        kind = event.WhichOneof("event")
+        if kind == "step":
+            self._stepped(event.step, received_s)
+        elif kind == "rejected":
+            self._rejected(event.rejected)
+        elif kind == "drained":
+            if self.draining:
+                self.state = ReplicaState.DRAINED
+                self._events.changed(self)
+        elif kind == "stopping":
+            log.warning("worker %s stops: %s", self.worker_id, event.stopping.reason)
+            self.problem = f"it stops: {event.stopping.reason}"
+            self.state = ReplicaState.LOST
+            self._displace_all("the worker stops")
+        elif kind == "role_changed":
+            self.info.role = event.role_changed.role
+            if self.mirror is not None:
+                self.mirror.role = event.role_changed.role
+            self._events.changed(self)
+
+    def broken(self, reason: str) -> None:
+        """Note that there is no connection; the manager decides when the replica is lost."""
+        if self.state in (ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.DRAINED):
+            log.warning("lost the stream to worker %s: %s", self.worker_id, reason)
+            self.disconnected_s = time.monotonic()
+            self.state = ReplicaState.CONNECTING
+            self._events.changed(self)
+        self.problem = reason
+
+    def refused(self, reason: str) -> None:
+        """Note that this worker cannot be used as it is."""
+        if self.problem != reason:
+            log.error("worker %s cannot be used: %s", self.worker_id, reason)
+        self.state = ReplicaState.REFUSED
+        self.problem = reason
+        self._displace_all("the worker cannot be used any more")
+
+    def give_up(self, reason: str) -> None:
+        """Count the replica as lost; it comes back by connecting again."""
+        log.warning("worker %s is lost: %s", self.worker_id, reason)
+        self.state = ReplicaState.LOST
+        self.problem = reason
+        self._displace_all("the worker was lost")
+
+    # ---- inside
+
+    def _stepped(self, step: worker_pb2.Step, received_s: float) -> None:
+        assert self.mirror is not None
+        ended_s = received_s - step.age_us / 1e6 - self.link.rtt_s / 2
+        self.steps += 1
+        self.step_times_s.append(step.duration_us / 1e6)
+        self.mirror.free_blocks = step.free_blocks
+        for update in step.requests:
+            self._missing.discard(update.request_id)
+        self._events.stepped(self, step, ended_s)
+        for update in step.requests:
+            if update.finish_reason:
+                self.requests.pop(update.request_id, None)
+                self._gone(update.request_id)
+
+    def _rejected(self, rejected: worker_pb2.Rejected) -> None:
+        request = self.requests.pop(rejected.request_id, None)
+        self._gone(rejected.request_id)
+        if request is not None:
+            self._events.rejected(self, request, rejected)
+
+    def _gone(self, wire_id: str) -> None:
+        self.leaving.pop(wire_id, None)
+        if self.mirror is not None:
+            self.mirror.remove(wire_id)
+
+    def _displace_all(self, reason: str) -> None:
+        requests = list(self.requests.values())
+        for request in requests:
+            if self.mirror is not None:
+                request.next_due_s = self.mirror.next_due_s(request.wire_id)
+                self.mirror.remove(request.wire_id)
+            # A worker that is still there would go on with it.
+            self._take_back(request.wire_id)
+        self.requests.clear()
+        if requests:
+            self._events.displaced(self, requests, reason)
+        self._events.changed(self)
+
+    def _settle(self) -> None:
+        self.state = ReplicaState.DRAINING if self.draining else ReplicaState.READY
+        self._events.changed(self)
