@@ -28,7 +28,7 @@ def chat_calls(request: ChatRequest, arrival: Arrival, tokenizer: ModelTokenizer
     except TemplateError as error:
         raise ApiError("INVALID_ARGUMENT", f"messages: {error}", "messages") from None
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    sampling = sampling_of(request, request.max_completion_tokens or request.max_tokens, logprobs)
+    sampling = sampling_of(request, tokenizer, request.max_completion_tokens or request.max_tokens, logprobs)
     return fan_out(request, arrival, [(token_ids, tokenizer.thinks(token_ids))], sampling, bool(tools))
 
 

@@ -30,7 +30,7 @@ def completion_calls(request: CompletionRequest, arrival: Arrival, tokenizer: Mo
             except ValueError as error:
                 raise ApiError("INVALID_ARGUMENT", f"prompt: {error}", "prompt") from None
         prompts.append((token_ids, tokenizer.thinks(token_ids)))
-    sampling = sampling_of(request, request.max_tokens or DEFAULT_MAX_TOKENS, request.logprobs)
+    sampling = sampling_of(request, tokenizer, request.max_tokens or DEFAULT_MAX_TOKENS, request.logprobs)
     return fan_out(request, arrival, prompts, sampling, has_tools=False)
 
 

@@ -70,8 +70,7 @@ class GenerationEndpoint(Generic[_Request]):
         request = parse_body(body, self._api.request)
         headers: Headers = scope["slos.headers"]
         arrival = Arrival(
-            # The id is already unique here; its prefix only says which endpoint made it.
-            request_id=headers.name("x-request-id") or self._api.id_prefix + scope["slos.request_id"],
+            request_id=scope["slos.given_id"] or self._api.id_prefix + scope["slos.request_id"],
             received_s=received_s,
             slo=slo_spec(request.slo, headers),
             session_id=headers.name("x-session-id"),

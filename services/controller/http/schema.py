@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import jsonschema
@@ -18,6 +19,7 @@ NAME_PATTERN = r"^[A-Za-z0-9_.:-]{1,128}$"
 MAX_MILLISECONDS = 3_600_000
 
 Milliseconds = Annotated[float, Field(gt=0, le=MAX_MILLISECONDS)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS_BOUND)]
 
 
@@ -35,7 +37,7 @@ class _Strict(BaseModel):
 class SloFields(_Strict):
     """SLOs of one request; what is not given comes from the class."""
 
-    slo_class: Annotated[str, Field(alias="class", pattern=NAME_PATTERN)] | None = None
+    slo_class: Name | None = Field(None, alias="class", description="Name of an SLO class.")
     ttft_ms: Milliseconds | None = Field(None, description="Time to first token from arrival, milliseconds.")
     ttft_slowdown: Annotated[float, Field(ge=1, le=10_000)] | None = Field(
         None, description="Time to first token as a multiple of the prompt's zero-load prefill time."
@@ -167,16 +169,18 @@ class StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
+_TOKEN_ID = re.compile("[0-9]{1,9}")
+
+
 def _token_id_keys(value: Any) -> Any:
     """logit_bias has token ids as keys; in JSON they are text."""
     if not isinstance(value, dict):
         return value
     if len(value) > 1024:
         raise ValueError("at most 1024 tokens can be biased")
-    try:
-        return {int(key): bias for key, bias in value.items()}
-    except ValueError:
-        raise ValueError("keys must be token ids") from None
+    if not all(isinstance(key, str) and _TOKEN_ID.fullmatch(key) for key in value):
+        raise ValueError("keys must be token ids")
+    return {int(key): bias for key, bias in value.items()}
 
 
 LogitBias = Annotated[

@@ -33,11 +33,11 @@ class Headers:
             if self._values.setdefault(key, text) != text and key in _OURS:
                 raise ApiError("INVALID_ARGUMENT", f"{key} is given twice with different values; give it once", key)
 
-    def name(self, key: str) -> str:
-        """A name or id; empty when the header is absent."""
+    def name(self, key: str, longest: int = 128) -> str:
+        """A name or id of at most longest characters; empty when the header is absent."""
         value = self._values.get(key, "")
-        if value and not _NAME.fullmatch(value):
-            text = f"{key}: must be 1 to 128 letters, digits and any of _ . : -"
+        if value and (len(value) > longest or not _NAME.fullmatch(value)):
+            text = f"{key}: must be 1 to {longest} letters, digits and any of _ . : -"
             raise ApiError("INVALID_ARGUMENT", text, key)
         return value
 
