@@ -28,7 +28,7 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code,
 def cli(context: click.Context, address: str, token: str, tls_ca: str, tls_cert: str, tls_key: str) -> None:
     """Start an SLOs-Serve cluster on this machine, and operate any cluster.
 
-    Without --address, commands talk to the cluster started from this folder, else to localhost:50051.
+    Without --address, commands talk to the cluster started from this folder, else to localhost:9000.
     """
     context.obj = Target(address, token, tls_ca, tls_cert, tls_key)
 

@@ -15,7 +15,7 @@ from cli import state
 from cli.errors import CliError, Exit
 from protos.slos.v1 import admin_pb2_grpc, client_pb2_grpc
 
-DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_ADDRESS = "localhost:9000"
 CALL_TIMEOUT_S = 10.0
 
 EXIT_OF_STATUS = {

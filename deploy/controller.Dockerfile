@@ -14,6 +14,6 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-
     && python -m scheduling.compile
 RUN useradd --uid 10001 --no-create-home slos
 USER 10001
-EXPOSE 8000 50051
+EXPOSE 8000 9000
 ENTRYPOINT ["python", "-m"]
 CMD ["services.controller"]

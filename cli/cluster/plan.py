@@ -67,15 +67,16 @@ def make_plan(options: Options) -> Plan:
     if not options.redis_url:
         arguments = ["--data-dir", str(folder / "redis"), "--port", str(redis_port)]
         redis = ChildSpec("redis", _module("services.common.embedded_redis", arguments), logs / "redis.log")
-    common = ["--redis-url", redis_url, "--model-path", str(options.model)]
+    common = ["--redis-url", redis_url, "--host", options.host]
     controller = ChildSpec(
         "controller",
         _module(
             "services.controller",
             [
                 *common,
-                *("--http-address", f"{options.host}:{http_port}"),
-                *("--grpc-address", f"{options.host}:{grpc_port}"),
+                *("--model", f"{options.model.name}={options.model}"),
+                *("--http-port", str(http_port)),
+                *("--grpc-port", str(grpc_port)),
                 *("--policy", options.policy),
                 *options.controller_arguments,
             ],

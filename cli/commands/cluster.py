@@ -29,7 +29,7 @@ POLL_S = 0.1
 @click.option("--model", type=click.Path(file_okay=False, path_type=Path), help="Model folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="HTTP port; 0: any.")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True, help="0: any.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: any.")
 @click.option("--redis-url", default="", help="Use this Redis; otherwise one is started with its data in .slos/.")
 @click.option("--detach", is_flag=True, help="Return when the cluster serves; stop it with `slosctl down`.")
 @click.option("--start-timeout", default=300.0, show_default=True, metavar="SECONDS")
