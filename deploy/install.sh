@@ -95,7 +95,7 @@ fi
 # Model --------------------------------------------------------------------------------------------------------------
 model="$state/models/smollm2-135m-instruct"
 if [ "$package_set" = cpu ] && [ "$with_model" = yes ]; then
-    stamp="$model/.setup-model"
+    stamp="$state/models/.setup-smollm2-135m-instruct"
     want=$(hash_of engine/vllm/model.py)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
         began=$SECONDS

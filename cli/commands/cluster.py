@@ -26,7 +26,13 @@ POLL_S = 0.1
 @click.option("--engine", type=click.Choice(["vllm", "emulated"]), default="vllm", show_default=True)
 @click.option("--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
 @click.option("--policy", type=click.Choice(registry.names()), default=registry.DEFAULT_POLICY, show_default=True)
-@click.option("--model", type=click.Path(file_okay=False, path_type=Path), help="Model folder.")
+@click.option(
+    "--model",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="SLOS_MODEL_DIR",
+    show_envvar=True,
+    help="Model folder.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="HTTP port; 0: any.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: any.")
