@@ -7,5 +7,9 @@ Map of the folder
   time_model, fit         step time: prediction, inverse; fit from measured batches
   lengths                 online estimate of output lengths
   scoring                 the one function that says whether SLOs were kept
+  batching                the default batch policy and its settings
+  admission               the admission problem of one replica as arrays, and its exact oracle
+  routing                 which replicas are asked first, by name
   registry, policies/     policies by name: scheduling.registry.get("slos") -> Policy
+  kernels/                the compiled core; `python -m scheduling.compile` fills its cache at install
 """

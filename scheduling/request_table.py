@@ -115,7 +115,8 @@ class RequestTable:
     ) -> int:
         """Add a request and return its slot; ValueError when the id is present.
 
-        prefill_remaining defaults to what is not resident: prompt + generated - context. next_deadline_s defaults to
+        prefill_remaining defaults to what is not resident: prompt + generated - context (0 for a request that
+        decodes: its last token's KV comes with its next step). next_deadline_s defaults to
         one TPOT after the prefill deadline, max_remaining_output to remaining_output.
         """
         if request_id in self._slots:
@@ -128,7 +129,8 @@ class RequestTable:
                 self._grow()
             self._used += 1
         if prefill_remaining is None:
-            prefill_remaining = max(prompt_tokens + generated - context, 0)
+            missing = prompt_tokens + generated - context
+            prefill_remaining = 0 if generated > 0 and missing <= 1 else max(missing, 0)
         if max_remaining_output is None:
             max_remaining_output = remaining_output
         self.ints[:, slot] = (

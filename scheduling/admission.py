@@ -1,0 +1,238 @@
+"""The admission problem of one replica, as arrays, and its exact oracle: what every admission policy works on.
+
+Residents that were promised stay; candidates join while the simulated batches keep every promise, the KV that all
+will need when they have grown fits, and all can decode side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scheduling.batching import BatchSettings, settings_array
+from scheduling.kernels import rollout, rows
+from scheduling.kernels.peak import by_remaining_output
+from scheduling.kernels.rows import ABSENT, REM, ROWS
+from scheduling.kernels.search import all_at_once, greedy, label_search
+from scheduling.kernels.step import batch_caps, keep_promised
+from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
+from scheduling.time_model import TimeModel
+from scheduling.types import Candidate, EngineLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A request that asks for a promise: a new one, or a best-effort resident that could be promoted.
+
+    rem: prompt tokens to compute (0 when it decodes already); due_s: when its next token is due; ctx: tokens
+    resident; out: output tokens still to come, estimated; slot: where it is in the table, -1 for a new one.
+    """
+
+    request_id: str
+    rem: int
+    due_s: float
+    pace_s: float
+    ctx: int
+    out: int
+    value: float
+    slot: int = -1
+
+
+def newcomer(candidate: Candidate) -> Newcomer:
+    """The planner's view of a new request."""
+    slo = candidate.slo
+    pace_s = slo.tpot_s if slo.thinking_tpot_s is None else min(slo.tpot_s, slo.thinking_tpot_s)
+    cached = min(candidate.cached_tokens, candidate.prompt_tokens - 1)
+    output = max(min(candidate.expected_output_tokens, candidate.max_output_tokens), 1)
+    return Newcomer(
+        candidate.request_id,
+        candidate.prompt_tokens - cached,
+        candidate.prefill_deadline_s,
+        pace_s,
+        cached,
+        output,
+        candidate.value,
+    )
+
+
+@dataclass(slots=True)
+class Problem:
+    """One replica's residents and the newcomers, ready for the kernels; `items` index the newcomers' columns."""
+
+    now_s: float
+    newcomers: list[Newcomer]
+    residents: IntArray
+    state: FloatArray
+    order: IntArray
+    rank: IntArray
+    items: IntArray
+    item_rem: FloatArray
+    item_value: FloatArray
+    item_position: IntArray
+    lines: FloatArray
+    caps: FloatArray
+    limits: EngineLimits
+    capacity_blocks: float
+    overload: bool = field(default=False)
+    """The residents alone are infeasible: nobody can be added."""
+
+    def check(self, chosen: BoolArray) -> tuple[int, int, float, float]:
+        """Verdict of the oracle on a set of newcomers: (verdict, column that binds, seconds of prefill, peak blocks)."""
+        return all_at_once(
+            self.state,
+            self.order,
+            self.now_s,
+            self.rank,
+            self.items,
+            self.item_rem,
+            chosen,
+            *self._engine(),
+        )
+
+    def feasible(self, chosen: BoolArray) -> bool:
+        """Whether the oracle holds the set feasible."""
+        return self.check(chosen)[0] == rollout.FEASIBLE
+
+    def greedy(self, start: BoolArray | None = None) -> tuple[BoolArray, IntArray, IntArray]:
+        """Add newcomers one by one in deadline order; (accepted, verdict, column that binds) for each.
+
+        start: a feasible set to begin with.
+        """
+        state = self.state.copy()
+        keys = np.arange(len(self.items))
+        if start is not None:
+            state[REM, self.items[start]] = self.item_rem[start]
+            keys = np.flatnonzero(~start)
+        accepted, verdicts, binds = greedy(
+            state, self.order, self.now_s, self.rank, self.items[keys], self.item_rem[keys], *self._engine()
+        )
+        if start is None:
+            return accepted, verdicts, binds
+        merged = start.copy()
+        merged[keys] = accepted
+        all_verdicts = np.zeros(len(self.items), dtype=np.int64)
+        all_verdicts[keys] = verdicts
+        all_binds = np.full(len(self.items), -1)
+        all_binds[keys] = binds
+        return merged, all_verdicts, all_binds
+
+    def label_search(self, max_labels: int) -> tuple[BoolArray, float, int, bool]:
+        """Label search; (accepted, value, labels used, whether they ran out)."""
+        return label_search(
+            self.state,
+            self.order,
+            self.now_s,
+            self.rank,
+            self.items,
+            self.item_rem,
+            self.item_value,
+            self.item_position,
+            max_labels,
+            *self._engine(),
+        )
+
+    def _engine(self) -> tuple[FloatArray, FloatArray, float, float, float, float]:
+        limits = self.limits
+        return (
+            self.lines,
+            self.caps,
+            float(limits.max_batch_tokens),
+            float(limits.max_batch_requests),
+            float(limits.block_size),
+            self.capacity_blocks,
+        )
+
+
+def build(
+    now_s: float,
+    table: RequestTable,
+    free_blocks: int,
+    model: TimeModel,
+    limits: EngineLimits,
+    newcomers: Sequence[Newcomer],
+    settings: BatchSettings,
+    best_effort_floor: float = 0.0,
+) -> Problem:
+    """Set the problem up; newcomers are sorted by (decoding already, deadline, id).
+
+    best_effort_floor: while best-effort work is resident, promises may use this much less of the engine's time.
+    """
+    used = table.high_water
+    active = table.active[:used]
+    lines = model.array
+    if best_effort_floor > 0.0 and bool((active & ~table.standard[:used]).any()):
+        lines = lines / (1.0 - best_effort_floor)
+    load = np.empty(lines.shape[0])
+    residents, kept, _ = keep_promised(
+        table.ints,
+        table.floats,
+        table.flags,
+        used,
+        now_s,
+        model.array / model.margin,
+        float(limits.max_batch_tokens),
+        load,
+    )
+    ordered = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
+    n, count = len(residents), len(ordered)
+    state = np.empty((ROWS, n + count))
+    state[:, :n] = kept
+    if count:
+        state[:, n:] = np.array([(new.rem, new.due_s, new.pace_s, new.ctx, new.out) for new in ordered]).T
+    item_rem = state[REM, n:].copy()
+    order, m = rows.prefill_order(state, n + count, 0)
+    order = order[:m]
+    position = np.full(n + count, -1, dtype=np.int64)
+    position[order] = np.arange(m)
+    state[REM, n:] = ABSENT
+    capacity = float(free_blocks + int(table.kv_blocks[:used][active].sum()))
+    return Problem(
+        now_s=now_s,
+        newcomers=ordered,
+        residents=residents,
+        state=state,
+        order=order,
+        rank=by_remaining_output(state, n + count),
+        items=np.arange(n, n + count),
+        item_rem=item_rem,
+        item_value=np.array([new.value for new in ordered], dtype=np.float64),
+        item_position=position[n:],
+        lines=lines,
+        caps=batch_caps(lines, settings_array(settings)),
+        limits=limits,
+        capacity_blocks=capacity,
+    )
+
+
+def reason(problem: Problem, item: int, verdict: int, bind: int, table: RequestTable) -> str:
+    """Why a newcomer is not promised anything, for people."""
+    new = problem.newcomers[item]
+    n = len(problem.residents)
+    if bind < 0:
+        who = ""
+    elif bind < n:
+        who = f"request {table.request_id(int(problem.residents[bind]))}"
+    else:
+        other = problem.newcomers[bind - n]
+        who = "this request" if other is new else f"request {other.request_id}, due earlier"
+    if verdict == rollout.NO_MEMORY:
+        blocks = -(-(new.ctx + new.rem + new.out) // problem.limits.block_size)
+        return (
+            f"KV memory: with the {blocks} blocks this request will need, the peak exceeds "
+            f"{int(problem.capacity_blocks)} blocks; wait, or lower max_tokens"
+        )
+    if verdict == rollout.OVERLOAD:
+        return (
+            "the engine cannot decode all promised requests at their TPOT with this one among them; use a looser TPOT"
+        )
+    if verdict == rollout.TOO_MANY:
+        return f"the engine runs at most {problem.limits.max_batch_requests} requests at once; wait for one to finish"
+    if verdict == rollout.LATE_DECODE:
+        return f"{who} would get a token late: no time is left for this prompt; use a looser TPOT or wait"
+    left_s = new.due_s - problem.now_s
+    return (
+        f"{who} would get its first token late: {new.rem} prompt tokens are due in {1000 * left_s:.0f} ms behind work "
+        "already promised; use a looser TTFT or wait"
+    )

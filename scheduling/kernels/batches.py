@@ -1,0 +1,184 @@
+"""One batch of Algorithm 2 (ALGORITHMS section 4) in per-request form.
+
+The batch ends by the earliest deadline of any promised request: next token of a decode, or first token of a prefill.
+Decodes whose turn has come get a token, the rest skips the batch; what remains of the time is prefill, earliest
+deadline first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.rows import CTX, DUE, EPS, OUT, PACE, REM
+from scheduling.kernels.steptime import add_chunk, largest_chunk, start_load
+from scheduling.request_table import BoolArray, FloatArray, IntArray
+
+FORMED, DECODE_LATE, PREFILL_LATE = 0, 1, 2
+"""Outcomes: formed, or the request that no batch can serve in time."""
+
+CAP_IDLE, CAP_PACES, CAP_LONGEST, CAP_SHORTEST = 0, 1, 2, 3
+"""Cap on the duration of a batch: CAP_IDLE seconds while nothing decodes, otherwise CAP_PACES times the tightest
+resident TPOT, within [CAP_SHORTEST, CAP_LONGEST] seconds."""
+
+
+@kernel
+def batch_cap(tightest_pace: float, caps: FloatArray) -> float:
+    """Longest batch for these residents: arrivals wait for its end, but long batches waste less."""
+    if tightest_pace == np.inf:
+        return float(caps[CAP_IDLE])
+    return float(max(caps[CAP_SHORTEST], min(caps[CAP_LONGEST], caps[CAP_PACES] * tightest_pace)))
+
+
+@kernel
+def form_batch(
+    state: FloatArray,
+    n: int,
+    order: IntArray,
+    first: int,
+    m: int,
+    now: float,
+    eager: bool,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    served: BoolArray,
+    chunks: FloatArray,
+    load: FloatArray,
+) -> tuple[int, float, float, int, int]:
+    """Fill served[i] for decodes and chunks[p] for order positions p from `first` on.
+
+    eager: every decode gets its token (those ahead of their deadline too); otherwise only those that would bind the
+    batch after this one. Returns (outcome, duration, end bound, position after the last chunk, request that binds).
+    """
+    head = first
+    end = np.inf
+    bind = -1
+    second = np.inf
+    tightest = np.inf
+    for i in range(n):
+        if state[REM, i] == 0.0:
+            due = state[DUE, i]
+            if due < end:
+                end = due
+                bind = i
+            second = min(second, due + state[PACE, i])
+            tightest = min(tightest, state[PACE, i])
+    while head < m and state[REM, order[head]] <= 0.0:
+        chunks[head] = 0.0
+        head += 1
+    if head < m and state[DUE, order[head]] < end:
+        bind = order[head]
+        end = state[DUE, bind]
+    cap = batch_cap(tightest, caps)
+    end = min(end, now + cap)
+    # The batch after this one could last until `second` if every decode were served now; whoever is due later than
+    # that does not bind it and can skip this one.
+    threshold = min(second, end + cap) - EPS
+    decodes = 0.0
+    kv = 0.0
+    for i in range(n):
+        take = state[REM, i] == 0.0 and (eager or state[DUE, i] < threshold)
+        served[i] = take
+        if take:
+            decodes += 1.0
+            kv += state[CTX, i]
+    time = start_load(lines, decodes, kv, load)
+    if decodes > max_requests or decodes > max_tokens or (decodes > 0.0 and now + time > end + EPS):
+        if eager:
+            return DECODE_LATE, 0.0, end, head, bind
+        time = _serve_most_urgent(state, n, now, end, lines, min(max_tokens, max_requests), served, load)
+        if time < 0.0:
+            return DECODE_LATE, 0.0, end, head, bind
+        decodes = 0.0
+        for i in range(n):
+            if served[i]:
+                decodes += 1.0
+    room = max_tokens - decodes
+    requests = decodes
+    at = head
+    while at < m and room >= 1.0 and requests < max_requests:
+        i = order[at]
+        if state[REM, i] <= 0.0:
+            chunks[at] = 0.0
+            at += 1
+            continue
+        chunk = largest_chunk(lines, load, end - now, state[CTX, i], min(room, state[REM, i]))
+        if chunk < 1.0:
+            break
+        time = add_chunk(lines, load, chunk, state[CTX, i])
+        chunks[at] = chunk
+        room -= chunk
+        requests += 1.0
+        at += 1
+        if chunk < state[REM, i]:
+            break
+    if decodes == 0.0 and at == head:
+        return PREFILL_LATE, 0.0, end, head, bind
+    return FORMED, time, end, at, bind
+
+
+@kernel
+def _serve_most_urgent(
+    state: FloatArray,
+    n: int,
+    now: float,
+    end: float,
+    lines: FloatArray,
+    limit: float,
+    served: BoolArray,
+    load: FloatArray,
+) -> float:
+    """Narrow `served` to the earliest deadlines that fit; returns the duration, -1 when not even those due fit."""
+    count = 0
+    chosen = np.empty(n, np.int64)
+    dues = np.empty(n)
+    for i in range(n):
+        if served[i]:
+            chosen[count] = i
+            dues[count] = state[DUE, i]
+            count += 1
+            served[i] = False
+    rank = np.argsort(dues[:count])
+    taken = 0.0
+    kv = 0.0
+    for r in rank:
+        i = chosen[r]
+        kv += state[CTX, i]
+        next_time = start_load(lines, taken + 1.0, kv, load)
+        if now + next_time > end + EPS or taken + 1.0 > limit:
+            kv -= state[CTX, i]
+            if state[DUE, i] <= end + EPS:
+                return -1.0
+            break
+        taken += 1.0
+        served[i] = True
+    # Nobody fits and nobody is due: the end is a prefill's deadline, and whether that one fits is seen next.
+    return start_load(lines, taken, kv, load)
+
+
+@kernel
+def commit_batch(
+    state: FloatArray, n: int, order: IntArray, head: int, after: int, served: BoolArray, chunks: FloatArray
+) -> int:
+    """Apply a formed batch to the state; returns the new head of the prefill order."""
+    for i in range(n):
+        if served[i]:
+            state[DUE, i] += state[PACE, i]
+            state[CTX, i] += 1.0
+            state[OUT, i] = max(state[OUT, i] - 1.0, 1.0)
+    new_head = head
+    for at in range(head, after):
+        i = order[at]
+        if state[REM, i] <= 0.0:
+            new_head = at + 1
+            continue
+        state[REM, i] -= chunks[at]
+        state[CTX, i] += chunks[at]
+        if state[REM, i] == 0.0:
+            # In time, so the token after it is due one TPOT after this one's due time.
+            state[DUE, i] += state[PACE, i]
+            state[OUT, i] = max(state[OUT, i] - 1.0, 1.0)
+            new_head = at + 1
+    return new_head

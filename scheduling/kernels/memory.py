@@ -1,0 +1,134 @@
+"""KV blocks for the next batch: room is made by preempting best-effort work first, then the latest deadlines."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from scheduling.kernels.jit import kernel
+from scheduling.request_table import (
+    ACTIVE,
+    ARRIVAL,
+    CONTEXT,
+    GENERATED,
+    KV_BLOCKS,
+    NEXT_DEADLINE,
+    PREFILL_DEADLINE,
+    SEQUENCE,
+    STANDARD,
+    BoolArray,
+    FloatArray,
+    IntArray,
+)
+
+
+@kernel
+def extra_blocks(ints: IntArray, slot: int, tokens: int, block_size: int) -> int:
+    """Blocks that a request needs beyond those it holds to have this many more tokens resident."""
+    return int(max(0, math.ceil((ints[CONTEXT, slot] + tokens) / block_size) - ints[KV_BLOCKS, slot]))
+
+
+@kernel
+def holds_memory(ints: IntArray, slot: int) -> bool:
+    """Whether the request has a place among the engine's running ones."""
+    return bool(ints[KV_BLOCKS, slot] > 0 or ints[CONTEXT, slot] > 0)
+
+
+@kernel
+def youngest_best_effort(
+    ints: IntArray, floats: FloatArray, flags: BoolArray, used: int, relegated: BoolArray, preempted: BoolArray
+) -> int:
+    """Slot of the best-effort request that arrived last and holds memory; -1 when there is none."""
+    victim = -1
+    for slot in range(used):
+        if not flags[ACTIVE, slot] or preempted[slot] or not holds_memory(ints, slot):
+            continue
+        if flags[STANDARD, slot] and not relegated[slot]:
+            continue
+        if victim < 0 or (floats[ARRIVAL, slot], ints[SEQUENCE, slot]) > (
+            floats[ARRIVAL, victim],
+            ints[SEQUENCE, victim],
+        ):
+            victim = slot
+    return victim
+
+
+@kernel
+def make_room(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    relegated: BoolArray,
+    free: int,
+    block_size: int,
+    max_requests: int,
+    decode_slots: IntArray,
+    decodes: int,
+    prefill_slots: IntArray,
+    prefill_tokens: IntArray,
+    prefills: int,
+    preempted: BoolArray,
+) -> tuple[int, int, int]:
+    """Return (free blocks after the batch, decodes, prefills); lists are narrowed in place where memory is short."""
+    need = 0
+    for k in range(decodes):
+        need += extra_blocks(ints, decode_slots[k], 1, block_size)
+    starts = 0
+    for k in range(prefills):
+        need += extra_blocks(ints, prefill_slots[k], prefill_tokens[k], block_size)
+        starts += 0 if holds_memory(ints, prefill_slots[k]) else 1
+    running = 0
+    if starts > 0:
+        for slot in range(used):
+            if flags[ACTIVE, slot] and holds_memory(ints, slot):
+                running += 1
+    while need > free or running + starts > max_requests:
+        victim = youngest_best_effort(ints, floats, flags, used, relegated, preempted)
+        if victim < 0:
+            break
+        preempted[victim] = True
+        free += ints[KV_BLOCKS, victim]
+        running -= 1
+    # No best-effort work is left to preempt: chunks wait, the latest deadline first.
+    while prefills > 0 and (need > free or running + starts > max_requests):
+        slot = prefill_slots[prefills - 1]
+        chunk_need = extra_blocks(ints, slot, prefill_tokens[prefills - 1], block_size)
+        fits = (ints[KV_BLOCKS, slot] + max(0, free - (need - chunk_need))) * block_size - ints[CONTEXT, slot]
+        started = holds_memory(ints, slot)
+        if fits > 0 and (started or running + starts <= max_requests):
+            prefill_tokens[prefills - 1] = min(fits, prefill_tokens[prefills - 1])
+            need += extra_blocks(ints, slot, prefill_tokens[prefills - 1], block_size) - chunk_need
+            break
+        need -= chunk_need
+        starts -= 0 if started else 1
+        prefills -= 1
+    while need > free:
+        victim = -1
+        latest = -np.inf
+        for slot in range(used):
+            if flags[ACTIVE, slot] and not preempted[slot] and ints[KV_BLOCKS, slot] > 0:
+                first = ints[GENERATED, slot] == 0
+                due = floats[PREFILL_DEADLINE, slot] if first else floats[NEXT_DEADLINE, slot]
+                if due > latest:
+                    latest = due
+                    victim = slot
+        if victim < 0:
+            break
+        preempted[victim] = True
+        free += ints[KV_BLOCKS, victim]
+        for k in range(decodes):
+            if decode_slots[k] == victim:
+                need -= extra_blocks(ints, victim, 1, block_size)
+                decode_slots[k : decodes - 1] = decode_slots[k + 1 : decodes].copy()
+                decodes -= 1
+                break
+        for k in range(prefills):
+            if prefill_slots[k] == victim:
+                need -= extra_blocks(ints, victim, prefill_tokens[k], block_size)
+                prefill_slots[k : prefills - 1] = prefill_slots[k + 1 : prefills].copy()
+                prefill_tokens[k : prefills - 1] = prefill_tokens[k + 1 : prefills].copy()
+                prefills -= 1
+                break
+    return free - need, decodes, prefills

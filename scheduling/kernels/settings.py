@@ -1,0 +1,6 @@
+"""Rows of the settings array that the step kernels read; scheduling.batching.BatchSettings documents each."""
+
+from __future__ import annotations
+
+LONGEST_S, LONGEST_STEPS, PACES, SHORTEST_STEPS, FILLER_S, FILLER_STEPS, WATERMARK, AGE_S = 0, 1, 2, 3, 4, 5, 6, 7
+SETTINGS = 8

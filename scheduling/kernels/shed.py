@@ -1,0 +1,112 @@
+"""Whom to give up when not even the promised requests can all be kept (a misprediction).
+
+Moore and Hodgson's rule: when a prefill would be late, giving up the largest remaining one (per value) among those due
+no later loses the fewest. When decodes are too many, the least valuable with the most to come goes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.kernels.batches import FORMED, form_batch
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
+from scheduling.kernels.rows import ABSENT, CTX, OUT, REM
+from scheduling.kernels.steptime import add_chunk, start_load
+from scheduling.request_table import VALUE, BoolArray, FloatArray, IntArray
+
+
+@kernel
+def shed_latest(
+    slots: IntArray,
+    floats: FloatArray,
+    state: FloatArray,
+    n: int,
+    order: IntArray,
+    m: int,
+    now: float,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    served: BoolArray,
+    chunks: FloatArray,
+    load: FloatArray,
+    relegated: BoolArray,
+) -> tuple[int, float, float]:
+    """Mark requests in `relegated` until the rest is feasible, and form its batch.
+
+    Returns (order position after the last chunk, duration, end bound); `state` loses those given up.
+    """
+    for _ in range(n):
+        trial = state.copy()
+        verdict, time, bind = feasible_from(
+            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+        )
+        if verdict == FEASIBLE:
+            break
+        victim = -1
+        worst = -1.0
+        if verdict == LATE_PREFILL and state[REM, bind] > 0.0:
+            for at in range(m):
+                i = order[at]
+                if state[REM, i] > 0.0:
+                    weight = state[REM, i] / floats[VALUE, slots[i]]
+                    if weight > worst:
+                        worst = weight
+                        victim = i
+                if i == bind:
+                    break
+        else:
+            for i in range(n):
+                if state[REM, i] == 0.0:
+                    weight = state[OUT, i] / floats[VALUE, slots[i]]
+                    if weight > worst:
+                        worst = weight
+                        victim = i
+        if victim < 0:
+            victim = bind
+        state[REM, victim] = ABSENT
+        relegated[slots[victim]] = True
+    outcome, time, end, after, bind = form_batch(
+        state, n, order, 0, m, now, False, lines, caps, max_tokens, max_requests, served, chunks, load
+    )
+    if outcome == FORMED:
+        return after, time, end
+    return _anything(state, n, order, m, now, lines, max_tokens, max_requests, served, chunks, load)
+
+
+@kernel
+def _anything(
+    state: FloatArray,
+    n: int,
+    order: IntArray,
+    m: int,
+    now: float,
+    lines: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    served: BoolArray,
+    chunks: FloatArray,
+    load: FloatArray,
+) -> tuple[int, float, float]:
+    """Every decode, or else one chunk: no deadline can be kept, but work goes on."""
+    decodes = 0.0
+    kv = 0.0
+    limit = min(max_tokens, max_requests)
+    for i in range(n):
+        served[i] = state[REM, i] == 0.0 and decodes < limit
+        if served[i]:
+            decodes += 1.0
+            kv += state[CTX, i]
+    time = start_load(lines, decodes, kv, load)
+    if decodes > 0.0:
+        return 0, time, now + time
+    for at in range(m):
+        i = order[at]
+        chunks[at] = 0.0
+        if state[REM, i] > 0.0:
+            chunks[at] = min(state[REM, i], max_tokens)
+            time = add_chunk(lines, load, chunks[at], state[CTX, i])
+            return at + 1, time, now + time
+    return 0, 0.0, np.inf
