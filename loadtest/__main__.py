@@ -13,7 +13,7 @@ from pathlib import Path
 import locust  # noqa: F401
 
 from loadtest import options, report
-from loadtest.load import LoadError, prepare
+from loadtest.load import Load, LoadError, prepare
 from loadtest.run import run
 
 
@@ -27,17 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
     parsed = parser.parse_args(arguments)
     try:
-        load = prepare(options.read(parsed))
+        load = prepare(options.read(parsed), closed=parsed.closed_users > 0)
     except (LoadError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         if not parsed.quiet:
-            print(
-                f"{load.plan.requests} requests in {len(load.plan.sessions)} sessions over {load.plan.duration_s:g} s;"
-                f" TPOT SLOs scaled by {load.target.scale:g}",
-                file=sys.stderr,
-            )
+            print(_announcement(load, parsed.closed_users), file=sys.stderr)
         result = run(load, parsed.closed_users, progress=not parsed.quiet)
     finally:
         load.close()
@@ -54,6 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {text}", file=sys.stderr)
         return 1
     return 0
+
+
+def _announcement(load: Load, closed_users: int) -> str:
+    planned = (
+        f"{closed_users} users"
+        if closed_users
+        else f"{load.plan.requests} requests in {len(load.plan.sessions)} sessions"
+    )
+    return f"{planned} over {load.plan.duration_s:g} s; TPOT SLOs scaled by {load.target.scale:g}"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from locust import LoadTestShape
 
-from loadtest.arrivals import Spike
-from loadtest.shapes import BurstShape
+from loadtest.load import Load
+from loadtest.shapes import burst_users
 
 
 class Burst(LoadTestShape):
@@ -15,8 +15,8 @@ class Burst(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """See locust.LoadTestShape."""
-        given = self.runner.environment.parsed_options
-        spike = Spike(given.spike, given.spike_start, given.spike_length)
-        shape = BurstShape(int(given.num_users or 1), spike, given.duration)
-        shape.start_time = self.start_time
-        return shape.tick()
+        environment = self.runner.environment
+        base_users = int(environment.parsed_options.num_users or 1)
+        # The first tick starts the test, and only that makes the load.
+        load: Load | None = getattr(environment, "load", None)
+        return (base_users, float(base_users)) if load is None else burst_users(load, base_users)

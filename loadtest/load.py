@@ -22,6 +22,9 @@ from scheduling.types import SloClass
 _WINDOW_RESERVE_TOKENS = 64
 """Room for the error of planned prompt lengths; our words are not the model's tokens."""
 
+_CLOSED_STOCK = 500
+"""Sessions to choose from in a closed loop."""
+
 
 class LoadError(Exception):
     """The run cannot start; the text says why and what to do."""
@@ -91,19 +94,23 @@ class Load:
             transport.close()
 
 
-def prepare(options: Options) -> Load:
-    """Ask the cluster what it is, scale the SLOs, draw the plan, measure the text; LoadError when that fails."""
+def prepare(options: Options, closed: bool = False) -> Load:
+    """Ask the cluster what it is, scale the SLOs, draw the plan, measure the text; LoadError when that fails.
+
+    closed: the plan is only a stock of sessions for users who come back, whatever the rate.
+    """
     target = _target(options)
     try:
         drawn = plan.make(
             options.scenario,
-            rate_per_s=options.rate_per_s,
+            rate_per_s=_CLOSED_STOCK / options.duration_s if closed else options.rate_per_s,
             duration_s=options.duration_s,
-            arrivals=options.arrivals,
+            arrivals="poisson" if closed else options.arrivals,
             spike=options.spike,
             seed=options.seed,
             window_tokens=target.window_tokens - _WINDOW_RESERVE_TOKENS,
             length_scale=options.length_scale,
+            delay_scale=options.delay_scale,
             data=options.data,
         )
     except ValueError as error:

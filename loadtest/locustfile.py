@@ -27,7 +27,7 @@ def _add_options(parser: ArgumentParser, **_: Any) -> None:
 @locust_events.test_start.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
     try:
-        load = prepare(options.read(environment.parsed_options))
+        load = prepare(options.read(environment.parsed_options), closed=True)
     except (LoadError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
     attach(environment, load, closed=True)

@@ -11,7 +11,7 @@ from loadtest.arrivals import Spike
 
 TRANSPORTS = ("grpc", "http", "both")
 DEFAULT_HOST = "http://127.0.0.1:8000"
-DEFAULT_GRPC = "127.0.0.1:8001"
+DEFAULT_GRPC = "127.0.0.1:50051"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Options:
     spike: Spike
     seed: int
     length_scale: float
+    delay_scale: float
     slo_scale: float | None
     on_miss: str
     model: str
@@ -56,6 +57,7 @@ def add_to(parser: argparse.ArgumentParser, own_host: bool = True) -> None:
     add("--spike-length", type=float, default=1 / 6, help="its share of the run, 0..1 (default a sixth)")
     add("--seed", type=int, default=0, help="same seed, same requests at the same times")
     add("--length-scale", type=_positive, default=1.0, help="multiplies all lengths, for slow engines")
+    add("--delay-scale", type=_positive, default=1.0, help="multiplies the time that tools take")
     add("--slo-scale", type=_scale, default=None, help="auto (from the engine's time model, default) or a number")
     add("--on-miss", choices=("best_effort", "reject"), default="best_effort", help="when no promise can be made")
     add("--model", default="", help="model name (default: the only one served)")
@@ -81,6 +83,7 @@ def read(namespace: argparse.Namespace) -> Options:
         spike=Spike(namespace.spike, namespace.spike_start, namespace.spike_length),
         seed=namespace.seed,
         length_scale=namespace.length_scale,
+        delay_scale=namespace.delay_scale,
         slo_scale=namespace.slo_scale,
         on_miss=namespace.on_miss,
         model=namespace.model,

@@ -88,6 +88,7 @@ def make(
     seed: int = 0,
     window_tokens: int = 8192,
     length_scale: float = 1.0,
+    delay_scale: float = 1.0,
     data: Path | None = None,
 ) -> Plan:
     """Draw a plan; rate_per_s counts sessions. PlanError says what does not fit.
@@ -95,12 +96,12 @@ def make(
     arrivals: "poisson", "burst" (Poisson with a spike) or "trace" (the scenario's own bursts, stretched to the rate).
     Sessions that the window cannot hold are left out before the draw, as in the scenarios themselves.
     """
-    if rate_per_s <= 0 or duration_s <= 0 or length_scale <= 0:
-        raise PlanError("rate, duration and length scale must be positive")
+    if rate_per_s <= 0 or duration_s <= 0 or min(length_scale, delay_scale) <= 0:
+        raise PlanError("rate, duration and scales must be positive")
     if arrivals not in ARRIVALS:
         raise PlanError(f"unknown arrivals {arrivals!r}; known: {', '.join(ARRIVALS)}")
     rng = np.random.default_rng([seed, 0x10AD])
-    drawn = _fitting(_sessions(scenario, rate_per_s, seed, data), window_tokens, length_scale)
+    drawn = _fitting(_sessions(scenario, rate_per_s, seed, data), window_tokens, length_scale, delay_scale)
     if not drawn:
         raise PlanError(
             f"no session of {scenario!r} fits a window of {window_tokens} tokens;"
@@ -159,12 +160,14 @@ def _of_workload(workload: Workload) -> Iterator[PlannedSession]:
         )
 
 
-def _fitting(sessions: list[PlannedSession], window_tokens: int, length_scale: float) -> list[PlannedSession]:
-    scaled = (replace(s, rounds=tuple(_scaled(s.rounds, length_scale))) for s in sessions)
+def _fitting(
+    sessions: list[PlannedSession], window_tokens: int, length_scale: float, delay_scale: float
+) -> list[PlannedSession]:
+    scaled = (replace(s, rounds=tuple(_scaled(s.rounds, length_scale, delay_scale))) for s in sessions)
     return [s for s in scaled if all(r.prompt_tokens + r.output_tokens <= window_tokens for r in s.rounds)]
 
 
-def _scaled(rounds: tuple[PlannedRound, ...], scale: float) -> Iterator[PlannedRound]:
+def _scaled(rounds: tuple[PlannedRound, ...], scale: float, delay_scale: float) -> Iterator[PlannedRound]:
     """Scale what every round adds, so that a later prompt still is the earlier one with its answer and more."""
     shared = 0
     for index, planned in enumerate(rounds):
@@ -173,9 +176,7 @@ def _scaled(rounds: tuple[PlannedRound, ...], scale: float) -> Iterator[PlannedR
         output = max(1, round(planned.output_tokens * scale))
         thinking = min(round(planned.thinking_tokens * scale), output - 1)
         prompt = shared + added
-        yield replace(
-            planned, prompt_tokens=prompt, added_tokens=added, output_tokens=output, thinking_tokens=max(0, thinking)
-        )
+        yield PlannedRound(prompt, added, output, max(0, thinking), planned.round, planned.delay_s * delay_scale)
         shared = prompt + output
 
 

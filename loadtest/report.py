@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -28,10 +29,11 @@ _COLOURS = {
 }
 _HEADINGS: dict[str, str] = {
     "class": "class",
-    "sent": "requests sent",
+    "sessions": "sessions sent; a session is one request, or the rounds of a tool loop",
+    "requests": "requests sent",
     "promised": "told that their SLOs are guaranteed",
     "kept": "promised and kept, share of the promised",
-    "attained": "met their SLOs, promised or not, share of all sent",
+    "attained": "sessions that met their SLOs, promised or not, share of all sent",
     "TTFT p50": "median time to first token, ms, controller's clock",
     "TTFT p99": "99th percentile of the same",
     "TPOT p50": "median over requests of the mean time per output token, ms",
@@ -39,6 +41,9 @@ _HEADINGS: dict[str, str] = {
     "refused": "refused at once",
     "lost": "sessions without an answer",
 }
+
+
+_TABLE_WIDTH = 120
 
 
 def cells(row: ClassSummary) -> list[str]:
@@ -52,6 +57,7 @@ def cells(row: ClassSummary) -> list[str]:
 
     return [
         row.application,
+        str(row.sessions),
         str(row.requests),
         str(row.promised),
         share(row.kept, row.promised),
@@ -67,12 +73,16 @@ def cells(row: ClassSummary) -> list[str]:
 
 def print_table(rows: Sequence[ClassSummary], title: str, console: Console | None = None) -> None:
     """Print the table per class."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*cells(row), style="bold" if row.application == TOTAL else "", end_section=False)
-    (console or Console()).print(table)
+        table.add_row(*cells(row), style="bold" if row.application == TOTAL else "")
+    console = console or Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width of its own; nothing may be cut off there.
+        console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
 
 
 def write_json(path: Path, facts: dict[str, Any], rows: Sequence[ClassSummary], records: Sequence[Record]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +32,13 @@ class Result:
 def run(load: Load, closed_users: int = 0, progress: bool = True) -> Result:
     """Send the plan, or let `closed_users` users come back for its sessions; returns when all answers are in."""
     options = load.options
-    shape = BurstShape(closed_users, options.spike, options.duration_s) if closed_users else PlanShape(load)
+    shape = BurstShape(load, closed_users) if closed_users else PlanShape(load)
     names = set(load.plan.applications)
     environment = Environment(
         user_classes=[user for user in USERS if user.application in names],
         shape_class=shape,
         host=options.host,
         stop_timeout=None,
-        parsed_options=Namespace(),
         catch_exceptions=False,
     )
     attach(environment, load, closed=bool(closed_users))
@@ -122,6 +120,7 @@ def facts(load: Load, begun_at: float, wall_s: float, closed_users: int) -> dict
         "seed": options.seed,
         "transport": options.transport,
         "length_scale": options.length_scale,
+        "delay_scale": options.delay_scale,
         "slo_scale": target.scale,
         "slo_scale_origin": "time model of the engine" if options.slo_scale is None else "given",
         "lengths_from": "public files" if options.data else "distributions fitted to public traces",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from locust import LoadTestShape
 
-from loadtest.arrivals import Spike
 from loadtest.load import Load
 
 
@@ -27,20 +26,24 @@ class PlanShape(LoadTestShape):
 
 
 class BurstShape(LoadTestShape):
-    """Closed loop: a base number of users, a spike, and the base again."""
+    """Closed loop: a base number of users, a spike, and the base again, on the clock of the run."""
 
     abstract = True
 
-    def __init__(self, base_users: int, spike: Spike, duration_s: float) -> None:
+    def __init__(self, load: Load, base_users: int) -> None:
         super().__init__()
-        self._base = base_users
-        self._spike = spike
-        self._duration_s = duration_s
+        self._load = load
+        self._base_users = base_users
 
     def tick(self) -> tuple[int, float] | None:
         """See locust.LoadTestShape."""
-        share = self.get_run_time() / self._duration_s
-        if share >= 1.0:
-            return None
-        users = max(1, round(self._base * self._spike.level(share)))
-        return users, float(users)
+        return burst_users(self._load, self._base_users)
+
+
+def burst_users(load: Load, base_users: int) -> tuple[int, float] | None:
+    """Users of a burst now, all of them at once; None when the run is over."""
+    share = load.now_s() / load.options.duration_s
+    if share >= 1.0:
+        return None
+    users = max(1, round(base_users * load.options.spike.level(share)))
+    return users, float(users)
