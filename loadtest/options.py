@@ -11,7 +11,7 @@ from loadtest.arrivals import Spike
 
 TRANSPORTS = ("grpc", "http", "both")
 DEFAULT_HOST = "http://127.0.0.1:8000"
-DEFAULT_GRPC = "127.0.0.1:50051"
+DEFAULT_GRPC = "127.0.0.1:9000"
 
 
 @dataclass(frozen=True, slots=True)
