@@ -100,9 +100,8 @@ class Choice(ABC):
         if reason == common_pb2.FINISH_REASON_CANCELLED:
             raise ApiError("CANCELLED", f"request {self._request_id} was cancelled")
         if reason not in _FINISH_REASON:
-            text = (
-                f"request {self._request_id} failed in the cluster; `slosctl requests show {self._request_id}` says why"
-            )
+            why = message.error or f"`slosctl requests show {self._request_id}` has its history"
+            text = f"request {self._request_id} failed in the cluster: {why}"
             raise ApiError("INTERNAL", text)
         self.finish_reason = _FINISH_REASON[reason]
         self.prompt_tokens = message.prompt_tokens

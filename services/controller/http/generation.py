@@ -36,7 +36,7 @@ _Request = TypeVar("_Request", bound=Generation)
 
 @dataclass(frozen=True, slots=True)
 class Api(Generic[_Request]):
-    """What one generating endpoint has of its own."""
+    """What one generating endpoint has of its own; params: its names for fields that the core calls otherwise."""
 
     request: type[_Request]
     id_prefix: str
@@ -44,10 +44,27 @@ class Api(Generic[_Request]):
     chunk_object: str
     calls: Callable[[_Request, Arrival, ModelTokenizer], list[GenerationCall]]
     choice: Callable[[_Request, ModelTokenizer, str, str, int], Choice]
+    params: Mapping[str, str]
 
 
-CHAT = Api(ChatRequest, "chatcmpl-", "chat.completion", "chat.completion.chunk", chat_calls, ChatChoice)
-COMPLETIONS = Api(CompletionRequest, "cmpl-", "text_completion", "text_completion", completion_calls, CompletionChoice)
+CHAT = Api(
+    request=ChatRequest,
+    id_prefix="chatcmpl-",
+    whole_object="chat.completion",
+    chunk_object="chat.completion.chunk",
+    calls=chat_calls,
+    choice=ChatChoice,
+    params={"prompt": "messages", "request_id": "x-request-id"},
+)
+COMPLETIONS = Api(
+    request=CompletionRequest,
+    id_prefix="cmpl-",
+    whole_object="text_completion",
+    chunk_object="text_completion",
+    calls=completion_calls,
+    choice=CompletionChoice,
+    params={"request_id": "x-request-id"},
+)
 
 
 class GenerationEndpoint(Generic[_Request]):
@@ -99,7 +116,8 @@ class GenerationEndpoint(Generic[_Request]):
                 else:
                     await self._collect(request, arrival, tokenizer, calls, send)
         except ApiError as error:
-            await stream.fail(error)
+            param = self._api.params.get(error.param or "", error.param)
+            await stream.fail(ApiError(error.code, error.message, param, error.retry_after_s))
         except TimeoutError:
             limit_s = self._settings.request_timeout_s
             text = f"request {arrival.request_id} took longer than {limit_s:g} s and was cancelled"

@@ -238,6 +238,12 @@ def test_errors_of_the_core_have_their_status(catalog: Catalog, code: str, statu
     assert response.headers["retry-after"] == "1"
 
 
+def test_fields_are_named_as_the_endpoint_names_them(catalog: Catalog) -> None:
+    app = build_app(EchoGateway(catalog, refuse=ApiError("INVALID_ARGUMENT", "too long", "prompt")), catalog)
+    assert error_of(ask(app, "POST", "/v1/chat/completions", json=CHAT), 400)["param"] == "messages"
+    assert error_of(ask(app, "POST", "/v1/completions", json=COMPLETION), 400)["param"] == "prompt"
+
+
 def test_unexpected_failure_is_an_error_and_not_a_hang(catalog: Catalog) -> None:
     def reply(call: object) -> str:
         raise ZeroDivisionError("secret detail")
@@ -245,7 +251,6 @@ def test_unexpected_failure_is_an_error_and_not_a_hang(catalog: Catalog) -> None
     app = build_app(EchoGateway(catalog, reply=reply), catalog)
     response = ask(app, "POST", "/v1/chat/completions", json=CHAT)
     assert "secret" not in error_of(response, 500)["message"]
-    assert "after the first" not in response.text
 
 
 def test_duplicate_request_id(catalog: Catalog) -> None:

@@ -354,10 +354,30 @@ def test_failure_inside_a_stream_reaches_the_client(serve: Serve, catalog: Catal
     gateway = replying(catalog, "abcdef", fail_after=3)
     chunks = client_of(serve(gateway)).chat.completions.create(model=MODEL, messages=HI, stream=True)
     seen = []
-    with pytest.raises(openai.APIError, match="failed in the cluster"):
+    with pytest.raises(openai.APIError, match="the engine died"):
         seen.extend(chunk.choices[0].delta.content or "" for chunk in chunks)
     answer = httpx.post(serve(gateway) + "/v1/chat/completions", json={"model": MODEL, "messages": HI})
     assert answer.status_code == 500
+
+
+def test_large_body_is_refused_and_the_server_goes_on(serve: Serve, gateway: EchoGateway) -> None:
+    url = serve(gateway, max_body_bytes=10_000)
+    for _ in range(3):
+        answer = httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": "x" * 3_000_000})
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+    assert httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": "x"}).status_code == 200
+
+
+def test_long_prompts_are_tokenized_beside_the_other_requests(serve: Serve, catalog: Catalog) -> None:
+    gateway = replying(catalog, "ok")
+    url = serve(gateway)
+    answer = httpx.post(url + "/v1/completions", json={"model": MODEL, "prompt": "x" * 3000 + "é" * 500})
+    assert answer.status_code == 200
+    assert len(gateway.calls[0].token_ids) == 4000
+    too_long = httpx.post(url + "/v1/chat/completions", json={"model": MODEL, "messages": HI * 3000}, timeout=30)
+    assert too_long.status_code == 400
+    assert "window" in too_long.json()["error"]["message"]
 
 
 def test_slow_body_times_out_and_others_go_on(serve: Serve, gateway: EchoGateway) -> None:
