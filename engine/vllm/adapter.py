@@ -1,0 +1,338 @@
+"""Everything that our engine's process takes from vLLM. Written for vLLM 0.32 (pinned).
+
+The step scheduler inside vLLM's process is in step_scheduler.py, the logits processor in resume.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.protocol import EngineError, EngineRequest, RequestRejected, TokenLogprob
+from engine.vllm.config import VllmConfig
+from engine.vllm.messages import REQUEST_ARG, RequestFacts
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+STEP_SCHEDULER = "engine.vllm.step_scheduler.StepScheduler"
+PENALTIES = "engine.vllm.resume:PriorOutputPenalties"
+PRIOR_ARG = "slos_prior"
+"""Key in extra_args: {"prompt_tokens": n, "text_chars": c}, for requests that were resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step gave for one request; finish_reason is "", "stop", "length", "cancelled" or "error"."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    finish_reason: str
+    error: str
+
+
+OnOutput = Callable[[str, Output], None]
+
+
+def set_environment(config: VllmConfig) -> None:
+    """Set what vLLM reads from the environment only; before it is imported."""
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gib:g}",
+        "VLLM_CPU_OMP_THREADS_BIND": config.omp_threads_bind,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        # EngineCore is a fresh process: it must not inherit the threads, sockets and event loop of this one.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    os.environ.update(env)
+    # A folder on the path is an import path (engine.vllm...): vLLM's processes must find it from any directory.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+    if config.quiet:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def resolve_dtype(config: VllmConfig) -> str:
+    """Choose the dtype that vLLM is started with.
+
+    Without native float16 arithmetic a CPU computes float16 and bfloat16 matrices one element at a time: on an AVX2
+    machine prompts ran 5 to 10 times slower than in float32, and bfloat16 also gave wrong tokens.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return "auto"
+    return "float16" if "avx512_fp16" in _cpu_flags() else "float32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def is_cpu() -> bool:
+    """Whether this vLLM is built for CPUs."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def version() -> str:
+    """Installed version of vLLM."""
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> AsyncLLM:
+    """Start vLLM's engine process and wait until it is up (20 s on a small machine). Blocks: call it in a thread."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+    from engine.vllm.resume import seed_detokenizer
+
+    class Collector(RequestOutputCollector):
+        """Hands every output on at once, where vLLM's own would merge the outputs of several steps."""
+
+        def __init__(self, kind: Any, internal_id: str, external_id: str) -> None:
+            super().__init__(kind, internal_id)
+            self._external_id = external_id
+
+        def put(self, output: Any) -> None:
+            on_output(self._external_id, _convert(output))
+
+    class Llm(AsyncLLM):
+        """AsyncLLM that hands outputs to a callback, and knows requests with prior output."""
+
+        async def _add_request(self, request: Any, prompt: Any, parent_req: Any, index: int, queue: Any) -> None:
+            params = request.sampling_params
+            collector = Collector(params.output_kind, request.request_id, request.external_req_id)
+            self.output_processor.add_request(request, prompt, parent_req, index, collector)
+            if prior := (params.extra_args or {}).get(PRIOR_ARG):
+                state = self.output_processor.request_states[request.request_id]
+                split = prior["prompt_tokens"]
+                original = copy.copy(request)
+                original.prompt_token_ids = request.prompt_token_ids[:split]
+                state.detokenizer = IncrementalDetokenizer.from_new_request(self.output_processor.tokenizer, original)
+                seed_detokenizer(state.detokenizer, request.prompt_token_ids[split:], prior["text_chars"])
+            await self.engine_core.add_request_async(request)
+
+    args: dict[str, Any] = {
+        "model": str(config.model_dir),
+        "dtype": resolve_dtype(config),
+        "max_model_len": config.max_model_len,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enable_prefix_caching": config.prefix_caching,
+        "seed": config.seed,
+        "disable_log_stats": True,
+        "scheduler_cls": STEP_SCHEDULER,
+        "additional_config": {
+            "slos_socket": socket_path,
+            "slos_policy": config.policy,
+            "slos_time_model": config.time_model_json,
+            "slos_best_effort_floor": config.best_effort_floor,
+        },
+    }
+    if not is_cpu():
+        args["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if config.speculation is not None:
+        args["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": config.speculation.draft_tokens,
+            "prompt_lookup_min": config.speculation.lookup_min,
+            "prompt_lookup_max": config.speculation.lookup_max,
+        }
+    else:
+        args["logits_processors"] = [PENALTIES]
+    if config.kv_connector is not None:
+        from vllm.config import KVTransferConfig
+
+        connector = config.kv_connector
+        args["kv_transfer_config"] = KVTransferConfig(
+            kv_connector=connector.name,
+            kv_connector_module_path=connector.module,
+            kv_role=connector.role,
+            kv_connector_extra_config=connector.extra or {},
+        )
+    return Llm.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.ENGINE_CONTEXT)
+
+
+async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest) -> None:
+    """Hand a request to vLLM; RequestRejected says what is wrong with it."""
+    from vllm.inputs import TokensPrompt
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    params = sampling_params(config, request)
+    try:
+        await llm.add_request(
+            request.request_id, TokensPrompt(prompt_token_ids=list(request.token_ids)), params, prompt_text=""
+        )
+    except EngineDeadError as error:
+        raise EngineError("the engine process is gone; start the engine again") from error
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise RequestRejected("INVALID_ARGUMENT", str(error)) from error
+
+
+def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
+    """Make vLLM's sampling parameters of a request; what counts output counts from the original prompt."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    spec = request.sampling
+    prior = len(request.token_ids) - request.prompt_tokens
+    _check(config, request)
+    extra: dict[str, Any] = {REQUEST_ARG: msgspec.to_builtins(_facts(request, prior))}
+    penalties = {
+        "presence_penalty": spec.presence_penalty,
+        "frequency_penalty": spec.frequency_penalty,
+        "repetition_penalty": spec.repetition_penalty,
+    }
+    if prior:
+        extra[PRIOR_ARG] = {"prompt_tokens": request.prompt_tokens, "text_chars": request.text_chars}
+        if spec.presence_penalty or spec.frequency_penalty:
+            from engine.vllm.resume import PENALTIES_ARG
+
+            extra[PENALTIES_ARG] = {
+                "prior": list(request.token_ids[request.prompt_tokens :]),
+                "presence": spec.presence_penalty,
+                "frequency": spec.frequency_penalty,
+                "repetition": spec.repetition_penalty,
+            }
+            penalties = {}
+    structured = None
+    if spec.json_schema:
+        structured = StructuredOutputsParams(json=spec.json_schema)
+    elif spec.json_object:
+        structured = StructuredOutputsParams(json_object=True)
+    if request.kv_transfer is not None:
+        extra["kv_transfer_params"] = {
+            name: getattr(request.kv_transfer, name) for name in request.kv_transfer.__dataclass_fields__
+        }
+    try:
+        return SamplingParams(
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            top_k=spec.top_k,
+            min_p=spec.min_p,
+            seed=_seed(spec.seed, prior),
+            stop=list(spec.stop) or None,
+            stop_token_ids=list(spec.stop_token_ids) or None,
+            max_tokens=None if spec.max_tokens is None else spec.max_tokens - prior,
+            min_tokens=max(spec.min_tokens - prior, 0),
+            ignore_eos=spec.ignore_eos,
+            logprobs=spec.logprobs,
+            logit_bias=dict(spec.logit_bias) or None,
+            structured_outputs=structured,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=extra,
+            **penalties,
+        )
+    except (ValueError, TypeError) as error:
+        raise RequestRejected("INVALID_ARGUMENT", str(error)) from error
+
+
+def _check(config: VllmConfig, request: EngineRequest) -> None:
+    spec, length = request.sampling, len(request.token_ids)
+    if not 0 < request.prompt_tokens <= length:
+        raise RequestRejected(
+            "INVALID_ARGUMENT", f"prompt_tokens is {request.prompt_tokens}, but {length} token ids were given"
+        )
+    if length >= config.max_model_len:
+        raise RequestRejected(
+            "INVALID_ARGUMENT",
+            f"{length} tokens of prompt and prior output leave no room for output: the model's limit here is "
+            f"{config.max_model_len} tokens; shorten the prompt",
+        )
+    if spec.max_tokens is not None and spec.max_tokens <= length - request.prompt_tokens:
+        raise RequestRejected(
+            "INVALID_ARGUMENT",
+            f"max_tokens is {spec.max_tokens}, and {length - request.prompt_tokens} tokens are there already",
+        )
+    for name, value in (("arrival_s", request.arrival_s), ("tpot_s", request.tpot_s)):
+        if not math.isfinite(value):
+            raise RequestRejected("INVALID_ARGUMENT", f"{name} must be a finite number, not {value}")
+    if config.speculation is not None:
+        if spec.min_p:
+            raise RequestRejected("INVALID_ARGUMENT", f"min_p {_NO_SPECULATION}")
+        if spec.logit_bias:
+            raise RequestRejected("INVALID_ARGUMENT", f"logit_bias {_NO_SPECULATION}")
+        if length > request.prompt_tokens and (spec.presence_penalty or spec.frequency_penalty):
+            raise RequestRejected(
+                "FAILED_PRECONDITION", f"presence_penalty and frequency_penalty of a resumed request {_NO_SPECULATION}"
+            )
+
+
+_NO_SPECULATION = "cannot be used on an engine with speculative decoding; send it to a replica without"
+
+
+def _seed(seed: int | None, prior: int) -> int | None:
+    """Seed of a resumed request: another one, or its first tokens would repeat the draws of the original's."""
+    return seed if seed is None or not prior else (seed * 1_000_003 + prior) % (1 << 63)
+
+
+def _facts(request: EngineRequest, prior: int) -> RequestFacts:
+    return RequestFacts(
+        request_id=request.request_id,
+        standard=request.standard,
+        arrival_s=request.arrival_s,
+        first_token_due_s=request.first_token_due_s,
+        tpot_s=request.tpot_s,
+        prior_tokens=prior,
+        next_token_due_s=request.next_token_due_s,
+        thinking_tpot_s=request.thinking_tpot_s,
+        thinking_end_token_id=request.thinking_end_token_id,
+        thinking_done=request.thinking_done,
+        expected_output_tokens=request.expected_output_tokens,
+        value=request.value,
+        slo_class=request.slo_class,
+    )
+
+
+def _convert(output: RequestOutput | Exception) -> Output:
+    if isinstance(output, Exception):
+        return Output((), "", (), "error", f"the engine failed: {output}")
+    (completion,) = output.outputs
+    tokens = tuple(completion.token_ids)
+    logprobs = tuple(
+        _position(token, position) for token, position in zip(tokens, completion.logprobs or (), strict=False)
+    )
+    reason, error = completion.finish_reason or "", ""
+    if reason == "abort":
+        reason = "cancelled"
+    elif reason not in ("", "stop", "length"):
+        reason, error = "error", f"vLLM ended the request: {completion.finish_reason} {completion.stop_reason or ''}"
+    return Output(tokens, completion.text, logprobs, reason, error)
+
+
+def _position(chosen: int, candidates: Any) -> tuple[TokenLogprob, ...]:
+    """Logprobs at one position, the chosen token first, then by rank."""
+    rest = sorted((t for t in candidates if t != chosen), key=lambda t: candidates[t].rank or 0)
+    return tuple(
+        TokenLogprob(t, float(candidates[t].logprob), candidates[t].rank or 0, candidates[t].decoded_token or "")
+        for t in (chosen, *rest)
+        if t in candidates
+    )

@@ -1,0 +1,287 @@
+"""The real engine: vLLM behind our Engine protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.protocol import (
+    EngineError,
+    EngineInfo,
+    EngineRequest,
+    RequestRejected,
+    SamplingSpec,
+    StepEvent,
+    StepSettings,
+)
+from engine.vllm import adapter
+from engine.vllm.config import VllmConfig
+from engine.vllm.joiner import StepJoiner
+from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
+from engine.vllm.step_socket import StepSocketClient
+from scheduling import registry
+from scheduling.time_model import TimeModel
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+STOCK = "stock"
+WARM_UP_TOKENS = 100
+
+
+class VllmEngine:
+    """One vLLM engine: AsyncLLM in this process, its EngineCore in another; see engine.protocol.Engine.
+
+    record_listeners are called with every record of the step scheduler, for benches and tests.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        """Nothing is started yet."""
+        self._config = config
+        self._llm: AsyncLLM | None = None
+        self._client: StepSocketClient | None = None
+        self._joiner: StepJoiner | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._folder: Path | None = None
+        self._wake = asyncio.Event()
+        self._failure = ""
+        self._closed = False
+        self.record_listeners: list[Callable[[StepRecord], None]] = []
+
+    async def start(self) -> EngineInfo:
+        """Load the model and warm up; EngineError when it cannot."""
+        config = self._config
+        if self._llm is not None or self._closed:
+            raise EngineError("an engine is started once; make a new one")
+        _check_model_dir(config.model_dir)
+        _check_policy(config.policy, config.best_effort_floor)
+        self._folder = Path(tempfile.mkdtemp(prefix="slos-"))
+        socket_path = str(self._folder / "steps.sock")
+        adapter.set_environment(config)
+        began = time.monotonic()
+        logger.info("starting vLLM %s on %s", adapter.version(), config.model_dir)
+        try:
+            async with asyncio.timeout(config.start_timeout_s):
+                self._llm = await asyncio.to_thread(adapter.make_llm, config, socket_path, self._on_output)
+        except TimeoutError as error:
+            await self.close()
+            raise EngineError(f"vLLM was not up after {config.start_timeout_s:.0f} s; see its log") from error
+        except EngineError:
+            await self.close()
+            raise
+        except Exception as error:
+            await self.close()
+            raise EngineError(f"vLLM did not start: {error}; its log above says why") from error
+        logger.info("model loaded after %.1f s; connecting to the step scheduler", time.monotonic() - began)
+        self._client = await StepSocketClient.connect(socket_path, timeout_s=30.0)
+        facts = self._client.facts
+        self._joiner = StepJoiner(config.text_lag_s, facts.total_blocks)
+        self._reader = asyncio.create_task(self._read_records(), name="vllm-step-records")
+        await self._warm_up()
+        logger.info("engine is ready after %.1f s", time.monotonic() - began)
+        return EngineInfo(
+            model=config.model_dir.name,
+            kv_blocks=facts.total_blocks,
+            block_size=facts.block_size,
+            max_model_len=config.max_model_len,
+            max_batch_tokens=config.max_num_batched_tokens,
+            max_batch_requests=config.max_num_seqs,
+            hardware=config.hardware or _hardware(),
+            emulated=False,
+            max_spec_tokens=facts.max_spec_tokens,
+            prefix_caching=config.prefix_caching,
+            kv_address=config.kv_address,
+        )
+
+    async def submit(self, request: EngineRequest) -> None:
+        """Queue a request; RequestRejected when it can never run, for example a duplicate id."""
+        llm, joiner = self._running()
+        if request.request_id in joiner:
+            raise RequestRejected("ALREADY_EXISTS", f"request {request.request_id!r} is on this engine already")
+        joiner.open(request.request_id)
+        try:
+            await adapter.add_request(llm, self._config, request)
+        except BaseException:
+            joiner.discard(request.request_id)
+            raise
+
+    async def cancel(self, request_id: str) -> None:
+        """Stop a request and free its KV; its last update has finish_reason "cancelled"."""
+        llm, joiner = self._running()
+        if request_id in joiner:
+            await llm.abort(request_id)
+
+    async def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:
+        """Make a best-effort request standard, from the next step on."""
+        await self._command(Promote(request_id, first_token_due_s, next_token_due_s))
+
+    async def relegate(self, request_id: str) -> None:
+        """Make a standard request best effort, from the next step on."""
+        await self._command(Relegate(request_id))
+
+    async def configure(self, settings: StepSettings) -> None:
+        """Change the step scheduler's settings from the next step on; EngineError when one is not valid."""
+        if settings.policy is not None or settings.best_effort_floor is not None:
+            _check_policy(settings.policy or self._config.policy, settings.best_effort_floor)
+        try:
+            model = TimeModel.from_json(settings.time_model_json) if settings.time_model_json is not None else None
+            if settings.time_margin is not None:
+                (model or TimeModel(((1.0, 0.0, 0.0, 0.0, 0.0, 0.0),))).with_margin(settings.time_margin)
+        except ValueError as error:
+            raise EngineError(f"the step scheduler cannot take these settings: {error}") from error
+        await self._command(
+            Configure(
+                policy=settings.policy,
+                time_margin=settings.time_margin,
+                best_effort_floor=settings.best_effort_floor,
+                time_model_json=settings.time_model_json,
+            )
+        )
+
+    async def profile(self, quick: bool) -> str:
+        """Run a profile of batches on the idle engine and return the fitted time model as JSON."""
+        raise EngineError("no profile yet")
+
+    async def events(self) -> AsyncIterator[StepEvent]:
+        """Yield every step in order; ends when the engine closes, raises EngineError when it dies."""
+        if self._joiner is None:
+            raise EngineError("the engine is not started: await start() first")
+        joiner = self._joiner
+        while True:
+            self._wake.clear()
+            for event in joiner.take(time.monotonic()):
+                yield event
+            if self._failure:
+                raise EngineError(self._failure)
+            if self._closed:
+                return
+            deadline = joiner.next_deadline_s()
+            wait_s = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    async def close(self) -> None:
+        """Stop the engine and its processes; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        if self._client is not None:
+            await self._client.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._joiner is not None:
+            self._joiner.fail_all("the engine was closed")
+        self._wake.set()
+
+    def _running(self) -> tuple[AsyncLLM, StepJoiner]:
+        if self._failure:
+            raise EngineError(self._failure)
+        if self._llm is None or self._joiner is None or self._closed:
+            raise EngineError("the engine is not running: await start() first, and do not use it after close()")
+        return self._llm, self._joiner
+
+    async def _command(self, command: Promote | Relegate | Configure) -> None:
+        self._running()
+        assert self._client is not None
+        await self._client.send(command)
+
+    def _on_output(self, request_id: str, output: adapter.Output) -> None:
+        """Take output of vLLM; called in the event loop."""
+        assert self._joiner is not None
+        self._joiner.add_output(
+            request_id, output.token_ids, output.text, output.logprobs, output.finish_reason, output.error
+        )
+        self._wake.set()
+
+    async def _read_records(self) -> None:
+        """Take records until the socket closes, which is how the death of the engine process shows first."""
+        assert self._client is not None
+        assert self._joiner is not None
+        async for record in self._client.records():
+            self._joiner.add_record(record, time.monotonic())
+            for listener in self.record_listeners:
+                listener(record)
+            self._wake.set()
+        if not self._closed:
+            self._fail("the engine process ended unexpectedly; see its log, and start the engine again")
+
+    def _fail(self, reason: str) -> None:
+        assert self._joiner is not None
+        self._failure = reason
+        logger.error("%s", reason)
+        self._joiner.fail_all(reason)
+        self._wake.set()
+
+    async def _warm_up(self) -> None:
+        """Run one prompt of about a hundred tokens: compiles what is compiled late, before anybody waits for it.
+
+        The first batch must not be a tiny one: on AMX hosts that died with an illegal instruction.
+        """
+        now = time.monotonic()
+        size = min(WARM_UP_TOKENS, self._config.max_model_len - 4)
+        request = EngineRequest(
+            request_id="warm-up",
+            token_ids=tuple(range(10, 10 + size)),
+            prompt_tokens=size,
+            sampling=SamplingSpec(temperature=0.0, max_tokens=3, ignore_eos=True),
+            standard=True,
+            arrival_s=now,
+            first_token_due_s=now + 60.0,
+            tpot_s=1.0,
+        )
+        try:
+            async with asyncio.timeout(self._config.start_timeout_s):
+                await self.submit(request)
+                async for event in self.events():
+                    if any(u.request_id == "warm-up" and u.finish_reason for u in event.updates):
+                        return
+        except (TimeoutError, RequestRejected) as error:
+            await self.close()
+            raise EngineError(f"the warm-up request did not run: {error!r}") from error
+
+
+def _check_model_dir(folder: Path) -> None:
+    if not folder.is_dir():
+        raise EngineError(
+            f"no model folder {folder}: give one with config.json, safetensors and tokenizer, or make the small one "
+            f"with `python -m engine.vllm.model --out {folder}`"
+        )
+    if not (folder / "config.json").is_file():
+        raise EngineError(f"{folder} holds no config.json, so it is not a model folder")
+
+
+def _check_policy(name: str, best_effort_floor: float | None) -> None:
+    if name == STOCK:
+        return
+    try:
+        registry.batch_policy(name, best_effort_floor)
+    except ValueError as error:
+        raise EngineError(f"{error}; or {STOCK!r} for vLLM's own scheduler") from error
+    except ImportError as error:
+        raise EngineError(f"policy {name!r} cannot be loaded: {error}") from error
+
+
+def _hardware() -> str:
+    """Name of the processor, for people and for the key of time models."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return platform.processor() or platform.machine()

@@ -1,0 +1,481 @@
+"""The step scheduler: vLLM's scheduler, steered by a batch policy. It runs inside vLLM's engine process.
+
+Before every step it asks the policy for a plan and then lets vLLM's own schedule() carry it out. The plan is imposed
+through one hook that vLLM calls for every request with the tokens it is about to compute: the answer caps them, and
+zero sits the request out. Queues are ordered so that vLLM looks at planned requests first and evicts best-effort ones
+first. vLLM keeps all of its own bookkeeping; a plan that it cannot run makes a smaller step, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import RequestStatus
+
+from engine.vllm.messages import Command, Configure, EngineFacts, Promote, Relegate, StepRecord
+from engine.vllm.residents import Resident, Residents
+from engine.vllm.step_socket import SchedulerSocket
+from scheduling import registry
+from scheduling.policy import BatchPlan, BatchPolicy
+from scheduling.time_model import BatchShape, TimeModel
+from scheduling.types import EngineLimits
+
+logger = logging.getLogger("slos.step_scheduler")
+
+STOCK = "stock"
+UNPROFILED = TimeModel(((0.02, 2e-3, 0.0, 0.0, 0.0, 0.0),), source="assumed: no profile has been run")
+ANY = 1 << 30
+"""Allowance of a request whose tokens are not capped."""
+
+PREFIX_LOOKUPS = 8
+"""Waiting requests whose prefix-cache hit is looked up again before every step; others once, when they come."""
+
+HOOKS = (
+    "_reserve_prefill_lookahead",
+    "_preempt_request",
+    "_handle_blocked_waiting_request",
+    "_is_blocked_waiting_status",
+    "_holds_kv_blocks",
+)
+
+
+@dataclass(slots=True)
+class _Step:
+    """One scheduled step until its output is known."""
+
+    output: Any
+    started_s: float
+    predicted_s: float
+    plan_s: float
+    overhead_s: float
+    shape: BatchShape
+    stock: bool
+
+
+class StepScheduler(AsyncScheduler):  # type: ignore[misc]
+    """vLLM's scheduler under a policy; additional_config carries the settings (engine/vllm/adapter.py)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build vLLM's scheduler, then our table, policy and socket."""
+        super().__init__(*args, **kwargs)
+        missing = [name for name in HOOKS if not hasattr(self, name)]
+        if missing:
+            raise RuntimeError(f"this vLLM lacks {', '.join(missing)}; the step scheduler is written for vLLM 0.32")
+        settings = self.vllm_config.additional_config
+        self._residents = Residents(2 * self.max_num_running_reqs, speculates=self.num_spec_tokens > 0)
+        self._pool = self.kv_cache_manager.block_pool
+        self._limits = EngineLimits(
+            max_batch_tokens=self.max_num_scheduled_tokens,
+            max_batch_requests=self.max_num_running_reqs,
+            block_size=self.block_size,
+            total_blocks=self._pool.get_num_free_blocks(),
+            max_model_len=self.max_model_len,
+            max_spec_tokens=1 + self.num_spec_tokens,
+        )
+        text = settings.get("slos_time_model") or ""
+        self._model = TimeModel.from_json(text) if text else UNPROFILED
+        self._policy_name, self._policy = STOCK, None
+        self._floor: float | None = settings.get("slos_best_effort_floor")
+        self._set_policy(settings.get("slos_policy") or STOCK)
+        self._allowed: dict[str, int] | None = None
+        self._steps: deque[_Step] = deque()
+        self._step_number = 0
+        self._ended_s = 0.0
+        self._plan_failures = 0
+        self._deviations = 0
+        self._departed = False
+        self._socket = SchedulerSocket(
+            settings["slos_socket"],
+            EngineFacts(
+                pid=os.getpid(),
+                total_blocks=self._limits.total_blocks,
+                block_size=self.block_size,
+                max_spec_tokens=self._limits.max_spec_tokens,
+            ),
+        )
+
+    # What vLLM calls.
+
+    def add_request(self, request: Any) -> None:
+        """Take a new request."""
+        super().add_request(request)
+        if request.request_id in self.requests and request.request_id not in self._residents.by_vllm_id:
+            resident = self._residents.admit(request)
+            resident.changed = True
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
+        """End requests from outside: cancellation, or an error."""
+        finished = super().finish_requests(request_ids, finished_status)
+        for request in finished:
+            self._forget(request.request_id)
+        return finished
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Schedule one step as planned."""
+        started_s = time.monotonic()
+        for command in self._socket.commands():
+            self._obey(command)
+        plan, plan_s = self._plan(started_s)
+        if plan is not None:
+            self._steer(plan)
+        before_s = time.monotonic()
+        running = {request.request_id for request in self.running}
+        output = super().schedule(*args, **kwargs)
+        if plan is not None and self._is_idle_by_mistake(output):
+            output = self._schedule_stock(output, *args, **kwargs)
+            plan = None
+        self._allowed = None
+        scheduled_s = time.monotonic()
+        self._account(output, plan, running, started_s, plan_s, before_s - started_s, scheduled_s)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take the tokens of a step and publish its record."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.total_num_scheduled_tokens > 0:
+            self._publish(scheduler_output, outputs, time.monotonic())
+        return outputs
+
+    def shutdown(self) -> None:
+        """Close the socket with the engine."""
+        self._socket.close()
+        super().shutdown()
+
+    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        self._residents.preempted(request.request_id)
+        if self._allowed is not None:
+            # Evicted and resumed in one step is a case that vLLM handles badly.
+            self._allowed[request.request_id] = 0
+
+    def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """Cap the tokens that vLLM is about to compute for a request; 0 leaves it out of the step."""
+        tokens: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if self._allowed is None:
+            return tokens
+        return min(tokens, self._allowed.get(request.request_id, 0))
+
+    # Settings.
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Promote):
+            self._residents.promote(command.request_id, command.first_token_due_s, command.next_token_due_s)
+        elif isinstance(command, Relegate):
+            self._residents.relegate(command.request_id)
+        elif isinstance(command, Configure):
+            try:
+                self._configure(command)
+            except (ValueError, TypeError, ImportError):
+                logger.exception("settings of the step scheduler were not taken")
+
+    def _configure(self, command: Configure) -> None:
+        if command.time_model_json is not None:
+            self._model = TimeModel.from_json(command.time_model_json).with_margin(self._model.margin)
+        if command.time_margin is not None:
+            self._model = self._model.with_margin(command.time_margin)
+        if command.best_effort_floor is not None:
+            self._floor = command.best_effort_floor
+        if command.policy is not None or command.best_effort_floor is not None:
+            self._set_policy(command.policy or self._policy_name)
+
+    def _set_policy(self, name: str) -> None:
+        policy: BatchPolicy | None = None if name == STOCK else registry.batch_policy(name, self._floor)
+        self._policy_name, self._policy = name, policy
+
+    # Planning.
+
+    def _plan(self, now_s: float) -> tuple[BatchPlan | None, float]:
+        """Ask the policy; None means vLLM's own order for this step."""
+        if self._policy is None or not self._residents.by_slot:
+            return None, 0.0
+        table = self._residents.table
+        hidden = self._prepare_waiting()
+        for slot in hidden:
+            table.active[slot] = False
+        try:
+            plan = self._policy.plan(now_s, table, self._pool.get_num_free_blocks(), self._model, self._limits)
+        except Exception:
+            # The engine must outlive any policy: vLLM's own order serves this step.
+            self._plan_failures += 1
+            logger.exception("policy %r failed; vLLM schedules this step by itself", self._policy_name)
+            plan = None
+        finally:
+            for slot in hidden:
+                table.active[slot] = True
+        if plan is not None and not len(plan.decode_slots) and not len(plan.prefill_slots):
+            plan = None
+        return plan, time.monotonic() - now_s
+
+    def _prepare_waiting(self) -> list[int]:
+        """Bring waiting requests up to date; slots of those that cannot run yet whatever is planned."""
+        hidden = []
+        for queue in (self.kv_holding_waiting, self.waiting):
+            for place, request in enumerate(queue):
+                resident = self._residents.by_vllm_id.get(request.request_id)
+                if resident is None:
+                    continue
+                if self._is_blocked(request) or self._awaits_load(request):
+                    hidden.append(resident.slot)
+                elif place < PREFIX_LOOKUPS or resident.changed:
+                    self._look_up_prefix(resident)
+        return hidden
+
+    def _is_blocked(self, request: Any) -> bool:
+        """Whether a request waits for a grammar or for remote KV; one that has it becomes a plain waiting one."""
+        return self._is_blocked_waiting_status(request.status) and not self._handle_blocked_waiting_request(request)
+
+    def _awaits_load(self, request: Any) -> bool:
+        """Whether a connector is to be asked for the request's KV before anything is computed."""
+        params = request.kv_transfer_params
+        return (
+            self.connector is not None
+            and bool(params)
+            and not params.get("producer", False)
+            and request.num_computed_tokens == 0
+            and request.num_preemptions == 0
+        )
+
+    def _look_up_prefix(self, resident: Resident) -> None:
+        """Tell the planner what the prefix cache would save, so that planned chunks are the ones that run."""
+        request = resident.request
+        if request.num_computed_tokens == 0:
+            _, cached, *_ = self.kv_cache_manager.get_computed_blocks(request)
+            resident.cached_tokens = cached
+            self._residents.table.prefill_remaining[resident.slot] = request.num_tokens - cached
+
+    def _steer(self, plan: BatchPlan) -> None:
+        """Impose a plan on the next call of vLLM's schedule()."""
+        by_slot, table = self._residents.by_slot, self._residents.table
+        for slot in plan.relegate_slots.tolist():
+            table.standard[slot] = False
+            by_slot[slot].relegated = by_slot[slot].changed = True
+        self._allowed = {}
+        for slot in plan.preempt_slots.tolist():
+            self._evict(by_slot[slot].request)
+        order: dict[str, int] = {}
+        for slot, spec in zip(plan.decode_slots.tolist(), plan.spec_tokens.tolist(), strict=True):
+            request = by_slot[slot].request
+            self._allow(by_slot[slot], ANY, order)
+            if len(request.spec_token_ids) > spec - 1:
+                request.spec_token_ids = request.spec_token_ids[: max(spec - 1, 0)]
+            by_slot[slot].planned = 1 + len(request.spec_token_ids)
+        for slot, tokens in zip(plan.prefill_slots.tolist(), plan.prefill_tokens.tolist(), strict=True):
+            if tokens > 0:
+                self._allow(by_slot[slot], tokens, order)
+                by_slot[slot].planned = tokens
+        self._order_queues(order)
+
+    def _allow(self, resident: Resident, tokens: int, order: dict[str, int]) -> None:
+        vllm_id = resident.request.request_id
+        assert self._allowed is not None
+        # An evicted request keeps its zero.
+        self._allowed.setdefault(vllm_id, tokens)
+        order[vllm_id] = len(order)
+
+    def _evict(self, request: Any) -> None:
+        """Drop the KV of a running request; it waits with the tokens it has."""
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic())
+
+    def _order_queues(self, order: dict[str, int]) -> None:
+        """Planned requests first, and best-effort ones last: vLLM evicts from the end of `running`."""
+        residents, table = self._residents.by_vllm_id, self._residents.table
+        last = len(order)
+
+        def rank(request: Any) -> tuple[bool, int, float]:
+            resident = residents.get(request.request_id)
+            standard = resident is not None and bool(table.standard[resident.slot])
+            sequence = float(table.sequence[resident.slot]) if resident is not None else 0.0
+            return not standard, order.get(request.request_id, last), sequence
+
+        def waiting_rank(request: Any) -> tuple[int, int]:
+            planned = order.get(request.request_id)
+            if planned is not None:
+                return 1, planned
+            if self._awaits_load(request):
+                return 0, 0
+            return (3 if self._is_blocked_waiting_status(request.status) else 2), 0
+
+        self.running.sort(key=rank)
+        for queue in (self.waiting, self.kv_holding_waiting):
+            if len(queue) > 1:
+                requests = sorted(queue, key=waiting_rank)
+                queue.clear()
+                queue.extend(requests)
+        assert self._allowed is not None
+        for queue in (self.waiting, self.kv_holding_waiting):
+            for request in queue:
+                if self._awaits_load(request):
+                    # The load needs no computation; without one the request's own prefill begins with a token.
+                    self._allowed.setdefault(request.request_id, 1)
+
+    def _is_idle_by_mistake(self, output: Any) -> bool:
+        """Whether the planned step came out empty while vLLM's own order might run something."""
+        return bool(
+            output.total_num_scheduled_tokens == 0
+            and self.connector is None
+            and (self.running or len(self.waiting) > len(self.deferred_waiting))
+        )
+
+    def _schedule_stock(self, empty: Any, *args: Any, **kwargs: Any) -> Any:
+        """Schedule again in vLLM's own order; what the empty step would have told the workers is said again."""
+        self._allowed = None
+        self.finished_req_ids = self.finished_req_ids | empty.finished_req_ids
+        self.reset_preempted_req_ids = self.reset_preempted_req_ids | (empty.preempted_req_ids or set())
+        output = super().schedule(*args, **kwargs)
+        self._deviations += output.total_num_scheduled_tokens > 0
+        return output
+
+    # Accounting.
+
+    def _account(
+        self,
+        output: Any,
+        plan: BatchPlan | None,
+        running: set[str],
+        started_s: float,
+        plan_s: float,
+        before_s: float,
+        scheduled_s: float,
+    ) -> None:
+        """Bring the table to what was scheduled, and remember the step."""
+        residents = self._residents
+        tokens = kv = 0
+        attention = 0.0
+        drafts = 0
+        deviated = False
+        for vllm_id, scheduled in output.num_scheduled_tokens.items():
+            resident = residents.by_vllm_id[vllm_id]
+            request = resident.request
+            context = request.num_computed_tokens - scheduled
+            tokens += scheduled
+            if resident.decoding:
+                kv += context
+                drafts = max(drafts, scheduled - 1)
+            else:
+                attention += scheduled * (context + scheduled / 2)
+                if vllm_id not in running:
+                    resident.cached_tokens = context
+            residents.sync(resident, self._blocks(vllm_id))
+            deviated |= plan is not None and resident.planned != scheduled
+        if plan is not None:
+            deviated |= len(output.num_scheduled_tokens) != len(plan.decode_slots) + int(
+                (plan.prefill_tokens > 0).sum()
+            )
+            self._deviations += deviated
+        shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
+        if not tokens:
+            if self._departed or any(r.changed for r in residents.by_vllm_id.values()):
+                self._publish_idle(started_s, scheduled_s)
+            return
+        table_s = time.monotonic() - scheduled_s
+        self._steps.append(
+            _Step(
+                output,
+                started_s,
+                self._model.duration_s(shape),
+                plan_s,
+                before_s + table_s,
+                shape,
+                stock=plan is None,
+            )
+        )
+
+    def _publish(self, scheduler_output: Any, outputs: Any, ended_s: float) -> None:
+        """Join the step's tokens with the table and send the record."""
+        step = self._steps.popleft()
+        while step.output is not scheduler_output:
+            step = self._steps.popleft()
+        residents = self._residents
+        new_tokens = {o.request_id: o.new_token_ids for out in outputs.values() for o in out.outputs}
+        records = []
+        for vllm_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            resident = residents.by_vllm_id.get(vllm_id)
+            if resident is None:
+                continue
+            tokens = list(new_tokens.get(vllm_id, ()))
+            drafted = len(scheduler_output.scheduled_spec_decode_tokens.get(vllm_id, ()))
+            accepted = max(len(tokens) - 1, 0) if drafted else 0
+            if tokens:
+                residents.tokens(resident, tokens, ended_s)
+            residents.drafts(resident, drafted, accepted)
+            gone = resident.request.is_finished()
+            residents.sync(resident, 0 if gone else self._blocks(vllm_id))
+            records.append(residents.record(resident, tokens, scheduled, drafted, accepted, gone=gone))
+            resident.planned = 0
+            if gone:
+                residents.remove(vllm_id)
+        records += self._other_changes(scheduler_output.num_scheduled_tokens)
+        shape = step.shape
+        self._step_number += 1
+        duration_s = ended_s - max(step.started_s, self._ended_s)
+        self._ended_s = ended_s
+        self._departed = False
+        free_blocks = self._pool.get_num_free_blocks()
+        self._socket.send(
+            StepRecord(
+                step=self._step_number,
+                started_s=step.started_s,
+                ended_s=ended_s,
+                duration_s=duration_s,
+                predicted_s=step.predicted_s,
+                plan_s=step.plan_s,
+                overhead_s=step.overhead_s + time.monotonic() - ended_s,
+                free_blocks=free_blocks,
+                batch_tokens=int(shape.new_tokens),
+                batch_requests=int(shape.requests),
+                shape=tuple(map(float, shape)),
+                requests=records,
+                stock=step.stock,
+                plan_failures=self._plan_failures,
+                deviations=self._deviations,
+            )
+        )
+
+    def _publish_idle(self, started_s: float, ended_s: float) -> None:
+        """Tell of requests that came, left or changed without a step."""
+        self._departed = False
+        self._step_number += 1
+        self._socket.send(
+            StepRecord(
+                step=self._step_number,
+                started_s=started_s,
+                ended_s=ended_s,
+                duration_s=0.0,
+                predicted_s=0.0,
+                plan_s=0.0,
+                overhead_s=0.0,
+                free_blocks=self._pool.get_num_free_blocks(),
+                batch_tokens=0,
+                batch_requests=0,
+                shape=(0.0, 0.0, 0.0, 0.0, 0.0),
+                requests=self._other_changes({}),
+                plan_failures=self._plan_failures,
+                deviations=self._deviations,
+            )
+        )
+
+    def _other_changes(self, scheduled: dict[str, int]) -> list[Any]:
+        """Records of requests that changed without computing: new, evicted, relegated, cancelled."""
+        residents = self._residents
+        records = []
+        for vllm_id, resident in residents.by_vllm_id.items():
+            if resident.changed and vllm_id not in scheduled:
+                residents.sync(resident, self._blocks(vllm_id))
+                records.append(residents.record(resident, [], 0, 0, 0, gone=False))
+        return records
+
+    def _forget(self, vllm_id: str) -> None:
+        self._departed |= self._residents.remove(vllm_id) is not None
+
+    def _blocks(self, vllm_id: str) -> int:
+        """KV blocks that a request holds."""
+        managers = self.kv_cache_manager.coordinator.single_type_managers
+        return sum(len(manager.req_to_blocks.get(vllm_id, ())) for manager in managers)
