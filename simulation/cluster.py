@@ -1,0 +1,164 @@
+"""The simulated cluster: a queue of events on virtual time, and what they act on."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import Protocol
+
+import numpy as np
+
+from scheduling import registry
+from scheduling.policy import Policy
+from simulation.config import ClusterConfig, Lengths
+from simulation.controller import Controller
+from simulation.profiles import Profile
+from simulation.replica import Replica
+from simulation.requests import NOWHERE, Requests
+from simulation.transfers import Transfers
+from simulation.workload import Workload
+
+LATE_CHECK_S = 5.0
+REESTIMATE_EVERY_STEPS = 16
+
+
+class Event(Protocol):
+    """Something that happens at a time; one small file per kind in simulation/events."""
+
+    def apply(self, cluster: Cluster, now_s: float) -> None:
+        """Change the cluster."""
+        ...
+
+
+class Cluster:
+    """Replicas, controller, transfers and the event queue; `run` plays a workload to its end."""
+
+    def __init__(self, workload: Workload, profile: Profile, config: ClusterConfig) -> None:
+        """Build an idle cluster."""
+        self.workload = workload
+        self.profile = profile
+        self.config = config
+        self.policy: Policy = registry.get(config.policy, routing=config.routing, **dict(config.policy_options))
+        self.requests = Requests.of(workload, profile)
+        model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)
+        self.replicas = [
+            Replica(index, self._role(index), profile, model, config.noise, config.seed, config.speculation)
+            for index in range(config.replicas)
+        ]
+        self.controller = Controller(self.policy, self.requests, self.replicas, config.lengths, config.prefix_cache)
+        self.transfers = Transfers(self)
+        self.now_s = 0.0
+        self.stopped_early = False
+        self.events = 0
+        self._queue: list[tuple[float, int, Event]] = []
+        self._sequence = itertools.count()
+        self._unfinished = len(workload)
+        self._late_sessions: set[int] = set()
+        self._next_late_check_s = LATE_CHECK_S
+
+    def _role(self, index: int) -> str:
+        if self.config.prefill_replicas == 0:
+            return "both"
+        return "prefill" if index < self.config.prefill_replicas else "decode"
+
+    def schedule(self, at_s: float, event: Event) -> None:
+        """Let an event happen; ValueError when that moment is past."""
+        if at_s < self.now_s:
+            raise ValueError(f"an event at {at_s} s, but it is {self.now_s} s already")
+        heapq.heappush(self._queue, (at_s, next(self._sequence), event))
+
+    def run(self) -> None:
+        """Play until every request has finished (or enough have missed, where the configuration says so)."""
+        from simulation.events.arrival import Arrival
+        from simulation.events.replica_down import ReplicaDown
+
+        for row in np.flatnonzero(~np.isnan(self.workload.arrival_s)):
+            self.schedule(float(self.workload.arrival_s[row]), Arrival(int(row)))
+        for failure in self.config.failures:
+            self.schedule(failure.at_s, ReplicaDown(failure.replica, failure.down_s))
+        while self._queue and self._unfinished:
+            at_s, _, event = heapq.heappop(self._queue)
+            self.now_s = at_s
+            self.events += 1
+            event.apply(self, at_s)
+            if at_s >= self._next_late_check_s and self._too_late(at_s):
+                self.stopped_early = True
+                return
+        if self._unfinished:
+            raise RuntimeError(
+                f"policy {self.policy.name!r} left {self._unfinished} requests unserved with nothing left to happen"
+            )
+
+    # ---- what events do
+
+    def boundary(self, now_s: float) -> None:
+        """Decide new requests and set every idle replica to work."""
+        self.controller.decide(now_s)
+        for replica in self.replicas:
+            if replica.alive and not replica.busy and len(replica.table):
+                self._begin_step(replica, now_s)
+
+    def any_idle(self) -> bool:
+        """Some replica that takes prompts has nothing to do."""
+        return any(r.alive and not r.busy and r.role != "decode" for r in self.replicas)
+
+    def lose(self, index: int) -> None:
+        """A replica dies; its requests are offered again with the tokens that had reached the controller."""
+        for row in self.replicas[index].lose():
+            self.requests.replica[row] = NOWHERE
+            self.controller.offer(row)
+
+    def finish(self, row: int, now_s: float) -> None:
+        """The last token of a request is out; its session goes on after the tool's delay."""
+        from simulation.events.arrival import Arrival
+
+        self.requests.finished[row] = True
+        self._unfinished -= 1
+        self.controller.finished(row, self.workload.classes[self.workload.class_index[row]].name)
+        following = int(self.workload.next_row[row])
+        if following >= 0:
+            arrives_s = now_s + float(self.workload.tool_delay_s[following])
+            self.requests.arrival_s[following] = arrives_s
+            self.schedule(arrives_s, Arrival(following))
+
+    def _begin_step(self, replica: Replica, now_s: float) -> None:
+        from simulation.events.step_end import StepEnd
+
+        begun = replica.begin_step(now_s, self.policy.batching, self.requests.late)
+        if begun is None:
+            return
+        step, finished = begun
+        for slot in finished:
+            self._leave(replica, int(slot))
+        if replica.role == "prefill":
+            self.transfers.collect(replica, step)
+        if self.config.lengths is Lengths.QUANTILE and replica.steps % REESTIMATE_EVERY_STEPS == 0:
+            self._reestimate(replica)
+        self.schedule(step.ends_s, StepEnd(step))
+
+    def _leave(self, replica: Replica, slot: int) -> None:
+        row = replica.row_of(slot)
+        self.requests.preemptions[row] += replica.table.preemptions[slot]
+        context = int(replica.table.context[slot])
+        replica.release(slot)
+        self.requests.replica[row] = NOWHERE
+        if self.config.prefix_cache and self.workload.next_row[row] >= 0:
+            replica.cache.put(int(self.workload.session[row]), context // replica.limits.block_size)
+            replica.cache.shrink_to(replica.free_blocks)
+
+    def _reestimate(self, replica: Replica) -> None:
+        """Correct the estimates of outputs that turn out longer than expected."""
+        table = replica.table
+        for slot in np.flatnonzero(table.active & (table.remaining_output <= 1)):
+            generated = int(table.generated[slot])
+            table.remaining_output[slot] = self.controller.expected_output(replica.row_of(int(slot)), generated)
+
+    def _too_late(self, now_s: float) -> bool:
+        self._next_late_check_s = now_s + LATE_CHECK_S
+        limit = self.config.stop_when_late
+        if limit >= 1.0:
+            return False
+        requests = self.requests
+        overdue = (requests.produced == 0) & (requests.arrival_s + requests.ttft_s < now_s)
+        sessions = np.unique(self.workload.session[requests.late | overdue])
+        return len(sessions) > limit * self.workload.sessions

@@ -1,0 +1,66 @@
+"""What one simulated run is made of; equal configurations give equal results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Lengths(StrEnum):
+    """What the planner knows of output lengths."""
+
+    ORACLE = "oracle"
+    QUANTILE = "quantile"
+    MAX_TOKENS = "max_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A replica dies at a time, its KV with it, and is back after a while (never: infinity)."""
+
+    replica: int
+    at_s: float
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """The cluster that serves a workload.
+
+    policy_options go to the policy's own function. prefill_replicas > 0: that many of the replicas only prefill and
+    hand KV over, the rest only decode. noise: standard deviation of true step times, relative. margin: factor on the
+    planner's predictions. time_error: the planner's model is off by this factor - 1 (0.1: it believes steps take 10 %
+    longer than they do). stop_when_late: a run ends early once more than this share of sessions has certainly missed
+    (strict scoring); 1 never stops.
+    """
+
+    policy: str
+    policy_options: tuple[tuple[str, object], ...] = ()
+    routing: str | None = None
+    replicas: int = 1
+    prefill_replicas: int = 0
+    lengths: Lengths = Lengths.QUANTILE
+    noise: float = 0.0
+    margin: float = 1.0
+    time_error: float = 0.0
+    prefix_cache: bool = False
+    speculation: bool = False
+    seed: int = 0
+    failures: tuple[Failure, ...] = ()
+    stop_when_late: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges; ValueError says what is wrong."""
+        if self.replicas < 1:
+            raise ValueError(f"replicas must be at least 1, not {self.replicas}")
+        if not 0 <= self.prefill_replicas < self.replicas:
+            raise ValueError(
+                f"prefill_replicas must leave a replica to decode: {self.prefill_replicas} of {self.replicas}"
+            )
+        if self.noise < 0 or self.margin < 1.0 or self.time_error <= -1.0:
+            raise ValueError("noise must be >= 0, margin >= 1, time_error > -1")
+        if self.failures and self.prefill_replicas:
+            raise ValueError("failures are simulated for co-located replicas only")
+        for failure in self.failures:
+            if not 0 <= failure.replica < self.replicas:
+                raise ValueError(f"failure of replica {failure.replica}, but there are {self.replicas}")

@@ -1,0 +1,269 @@
+"""The controller of the simulated cluster: the same order of questions as services/controller, on virtual time.
+
+New requests are decided together at the next step boundary of any replica, at once when a replica is idle: at most
+PER_DECISION in one plan, earliest deadline first, replica after replica in the order that the routing policy gives.
+Those that no replica can promise wait, first in first out, as best effort, are sent where few of their kind wait, and
+are asked about again while they have missed nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from dataclasses import replace
+
+from scheduling.lengths import LengthEstimator
+from scheduling.policy import Policy
+from scheduling.types import Candidate
+from simulation.config import Lengths
+from simulation.replica import Replica
+from simulation.requests import NOWHERE, Requests
+
+PER_DECISION = 10
+BEST_EFFORT_WAITING = 4
+RETRY_FIRST_S, RETRY_LAST_S, RETRY_ROUND_S = 0.1, 2.0, 0.1
+
+
+class Controller:
+    """Admission, routing and the best-effort tier over simulated replicas."""
+
+    def __init__(
+        self, policy: Policy, requests: Requests, replicas: list[Replica], lengths: Lengths, prefix_cache: bool
+    ) -> None:
+        """Only replicas that take new prompts (role both or prefill) are asked."""
+        self._policy = policy
+        self._requests = requests
+        self._replicas = [r for r in replicas if r.role != "decode"]
+        self._lengths = lengths
+        self._prefix_cache = prefix_cache
+        self._estimator = LengthEstimator()
+        self._pending: deque[int] = deque()
+        self._waiting: OrderedDict[int, float] = OrderedDict()
+        self._retry_at: dict[int, float] = {}
+        self._next_round_s = 0.0
+        self.decisions = 0
+
+    def offer(self, row: int) -> None:
+        """A request arrived, or lost its replica."""
+        self._pending.append(row)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are on no replica."""
+        return len(self._pending) + len(self._waiting)
+
+    def decide(self, now_s: float) -> None:
+        """Answer all new requests, retry and dispatch best-effort ones."""
+        alive = [r for r in self._replicas if r.alive]
+        if not alive:
+            return
+        while self._pending:
+            batch = heapq.nsmallest(PER_DECISION, self._pending, key=self._due_s)
+            for row in batch:
+                self._pending.remove(row)
+            if self._policy.admits_all:
+                self._admit_all(batch, alive, now_s)
+            else:
+                for row in self._ask(batch, alive, now_s):
+                    self._retry_at[row] = now_s + RETRY_FIRST_S
+                    self._waiting[row] = float(self._requests.arrival_s[row])
+        if not self._policy.admits_all:
+            self._retry(alive, now_s)
+            self._dispatch(alive)
+
+    def finished(self, row: int, slot_class: str) -> None:
+        """Learn the length of a finished output."""
+        self._retry_at.pop(row, None)
+        if self._lengths is Lengths.QUANTILE:
+            workload = self._requests.workload
+            self._estimator.observe(
+                slot_class, int(workload.output_tokens[row]), prompt_tokens=int(workload.prompt_tokens[row])
+            )
+
+    def expected_output(self, row: int, generated: int) -> int:
+        """Output tokens still to come, as far as the planner may know."""
+        workload = self._requests.workload
+        if self._lengths is Lengths.ORACLE:
+            return max(1, int(workload.output_tokens[row]) - generated)
+        bound = int(self._requests.max_output[row])
+        if self._lengths is Lengths.MAX_TOKENS:
+            return max(1, bound - generated)
+        slo_class = workload.classes[workload.class_index[row]]
+        return self._estimator.remaining(
+            slo_class.name, slo_class.length_quantile, generated, bound, prompt_tokens=int(workload.prompt_tokens[row])
+        )
+
+    def place(self, row: int, target: Replica, standard: bool) -> None:
+        """Submit a request to a replica."""
+        requests, workload = self._requests, self._requests.workload
+        self._waiting.pop(row, None)
+        generated = int(requests.produced[row])
+        thinking = int(workload.thinking_tokens[row])
+        thinks = thinking > generated
+        prompt = int(workload.prompt_tokens[row])
+        cached = self._cached(row, target)
+        if cached:
+            target.cache.take(int(workload.session[row]))
+            requests.cached[row] = cached
+        blocks = cached // target.limits.block_size
+        target.free_blocks -= blocks
+        due_s = float(requests.arrival_s[row] + requests.ttft_s[row])
+        slot = target.table.add(
+            str(row),
+            prompt_tokens=prompt,
+            prefill_deadline_s=due_s,
+            tpot_s=float(requests.thinking_tpot_s[row] if thinks else requests.tpot_s[row]),
+            standard=standard,
+            context=cached,
+            kv_blocks=blocks,
+            generated=generated,
+            next_deadline_s=requests.next_due_s(row) if generated else None,
+            answer_tpot_s=float(requests.tpot_s[row]),
+            remaining_output=self.expected_output(row, generated),
+            max_remaining_output=max(1, int(requests.max_output[row]) - generated),
+            value=workload.classes[workload.class_index[row]].value,
+            arrival_s=float(requests.arrival_s[row]),
+            accept_rate=target.acceptance,
+        )
+        target.track(slot, row, int(workload.output_tokens[row]) - generated, max(0, thinking - generated))
+        requests.replica[row] = target.index
+        requests.promised[row] |= standard
+
+    # ---- new requests
+
+    def _admit_all(self, batch: list[int], alive: list[Replica], now_s: float) -> None:
+        for row in batch:
+            order = self._policy.routing.order(now_s, self._candidate(row, None), [r.view() for r in alive])
+            self.place(row, alive[order[0]], True)
+
+    def _ask(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
+        """Place those that a replica can promise; return the others."""
+        views = [r.view() for r in alive]
+        hops = {}
+        for row in rows:
+            if self._prefix_cache:
+                views = [r.view({str(row): self._cached(row, r)}) for r in alive]
+            hops[row] = deque(self._policy.routing.order(now_s, self._candidate(row, None), views))
+        asking, declined = rows, []
+        while asking:
+            groups: dict[int, list[int]] = {}
+            for row in asking:
+                if hops[row]:
+                    groups.setdefault(hops[row].popleft(), []).append(row)
+                else:
+                    declined.append(row)
+            asking = []
+            for index, group in groups.items():
+                accepted = self._plan(group, alive[index], now_s)
+                for row in group:
+                    if row in accepted:
+                        self.place(row, alive[index], True)
+                    else:
+                        asking.append(row)
+        return declined
+
+    def _plan(self, rows: list[int], target: Replica, now_s: float) -> set[int]:
+        self.decisions += 1
+        decision = self._policy.admission.decide(
+            target.planning_time_s(now_s),
+            target.table,
+            target.free_blocks,
+            target.planner_model,
+            target.limits,
+            [self._candidate(row, target) for row in rows],
+        )
+        return {int(request_id) for request_id in decision.accepted}
+
+    def _candidate(self, row: int, target: Replica | None) -> Candidate:
+        """The request as the planner sees it; its first token is the next one that is due."""
+        requests, workload = self._requests, self._requests.workload
+        generated = int(requests.produced[row])
+        slo = requests.slo(row)
+        arrival_s = float(requests.arrival_s[row])
+        cached = 0
+        if target is not None:
+            if requests.replica[row] == target.index:
+                slot = target.table.slot(str(row))
+                cached = int(target.table.context[slot])
+            else:
+                cached = self._cached(row, target)
+        if generated:
+            slo = replace(slo, ttft_s=requests.next_due_s(row) - arrival_s)
+            if generated >= workload.thinking_tokens[row]:
+                slo = replace(slo, thinking_tpot_s=None)
+        prompt = int(workload.prompt_tokens[row]) + generated
+        slo_class = workload.classes[workload.class_index[row]]
+        return Candidate(
+            request_id=str(row),
+            arrival_s=arrival_s,
+            prompt_tokens=prompt,
+            slo=slo,
+            expected_output_tokens=self.expected_output(row, generated),
+            max_output_tokens=max(1, int(requests.max_output[row]) - generated),
+            value=slo_class.value,
+            cached_tokens=min(cached, prompt - 1),
+            slo_class=slo_class.name,
+            session_id=str(workload.session[row]),
+        )
+
+    def _cached(self, row: int, target: Replica) -> int:
+        if not self._prefix_cache:
+            return 0
+        workload = self._requests.workload
+        shared = int(workload.shared_prefix_tokens[row])
+        if not shared:
+            return 0
+        return target.cache.cached_tokens(int(workload.session[row]), shared, int(workload.prompt_tokens[row]))
+
+    # ---- best-effort requests
+
+    def _dispatch(self, alive: list[Replica]) -> None:
+        """Send waiting best-effort requests where few of their kind wait."""
+        if not self._waiting:
+            return
+        room = {r.index: self._room(r) for r in alive}
+        while self._waiting:
+            target = max(alive, key=lambda r: (room[r.index], -len(r.table), -r.index))
+            if room[target.index] <= 0:
+                return
+            row = next(iter(self._waiting))
+            self.place(row, target, False)
+            room[target.index] -= 1
+
+    def _room(self, target: Replica) -> int:
+        table = target.table
+        unstarted = int((table.active & ~table.standard & (table.context == 0)).sum())
+        return min(BEST_EFFORT_WAITING - unstarted, target.limits.max_batch_requests - len(table))
+
+    def _retry(self, alive: list[Replica], now_s: float) -> None:
+        """Ask again for best-effort requests that could still meet their SLOs."""
+        if now_s < self._next_round_s or not self._retry_at:
+            return
+        self._next_round_s = now_s + RETRY_ROUND_S
+        requests = self._requests
+        due: list[int] = []
+        for row in list(self._retry_at):
+            if requests.finished[row] or requests.late[row] or self._due_s(row) <= now_s:
+                del self._retry_at[row]
+            elif self._retry_at[row] <= now_s:
+                due.append(row)
+        if not due:
+            return
+        waiting = heapq.nsmallest(PER_DECISION, (r for r in due if requests.replica[r] == NOWHERE), key=self._due_s)
+        self._ask(waiting, alive, now_s)
+        for target in alive:
+            here = heapq.nsmallest(
+                PER_DECISION, (r for r in due if requests.replica[r] == target.index), key=self._due_s
+            )
+            for row in self._plan(here, target, now_s) if here else ():
+                target.table.standard[target.table.slot(str(row))] = True
+                requests.promised[row] = True
+        for row in due:
+            if requests.promised[row]:
+                del self._retry_at[row]
+            else:
+                waited_s = now_s - float(requests.arrival_s[row])
+                self._retry_at[row] = now_s + min(max(RETRY_FIRST_S, waited_s / 4), RETRY_LAST_S)
+
+    def _due_s(self, row: int) -> float:
+        return self._requests.next_due_s(row)

@@ -1,0 +1,1 @@
+"""What can happen in the simulated cluster, one kind per file."""

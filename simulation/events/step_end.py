@@ -1,0 +1,41 @@
+"""An engine step ends: its tokens reach the clients, and the replica goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simulation.engine_step import deliver
+from simulation.replica import Step
+
+if TYPE_CHECKING:
+    from simulation.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """step: what its replica computed; ignored when the replica died meanwhile."""
+
+    step: Step
+
+    def apply(self, cluster: Cluster, now_s: float) -> None:
+        """Deliver tokens, finish requests, hand prompts over, decide and begin the next step."""
+        step, requests = self.step, cluster.requests
+        replica = cluster.replicas[step.replica]
+        if replica.step is not step:
+            return
+        replica.step = None
+        deliver(
+            now_s,
+            step.emitted,
+            step.emitted.shape[1],
+            step.rows,
+            requests.times,
+            requests.offsets,
+            requests.produced,
+        )
+        for row in step.finished_rows:
+            cluster.finish(row, now_s)
+        if replica.role != "both":
+            cluster.transfers.step_ended(step.replica, now_s)
+        cluster.boundary(now_s)

@@ -1,0 +1,186 @@
+"""One simulated replica: a request table, KV memory, and steps that follow the policy's plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduling.policy import BatchPolicy, ReplicaView
+from scheduling.request_table import FloatArray, IntArray, RequestTable
+from scheduling.time_model import TimeModel
+from simulation import engine_step
+from simulation.prefix_cache import PrefixCache
+from simulation.profiles import Profile
+
+NOISE_FLOOR = 0.5
+NOISE_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step under way: its tokens appear when it ends; finished and handed-over rows have left the table."""
+
+    replica: int
+    number: int
+    ends_s: float
+    rows: IntArray
+    emitted: IntArray
+    finished_rows: tuple[int, ...]
+
+
+class Replica:
+    """State of one engine.
+
+    The table is moved when a step starts and stands for the moment when it ends (`busy_until_s`): whoever plans
+    during a step plans for the next one, which is the first that a new request could join.
+    """
+
+    def __init__(
+        self, index: int, role: str, profile: Profile, planner_model: TimeModel, noise: float, seed: int, spec: bool
+    ) -> None:
+        """An empty, idle replica."""
+        self.index = index
+        self.role = role
+        self.limits = profile.limits
+        self.planner_model = planner_model
+        self.table = RequestTable()
+        self.free_blocks = profile.limits.total_blocks
+        self.cache = PrefixCache(profile.limits.block_size)
+        self.alive = True
+        self.busy_until_s = 0.0
+        self.expected_end_s = 0.0
+        self.step: Step | None = None
+        self.steps = 0
+        self.counters: IntArray = np.zeros(engine_step.COUNTERS, np.int64)
+        self.busy_s = 0.0
+        self._lines = profile.time_model.with_margin(1.0).array
+        self.acceptance = profile.spec_acceptance if spec else 0.0
+        self._noise = noise
+        self._rng = np.random.default_rng((seed, index))
+        self._draws: FloatArray = np.empty(0)
+        self._seed = np.array([seed * 1_000_003 + index + 1], np.uint64)
+        self._side: IntArray = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
+        self._emitted: IntArray = np.zeros((2, len(self.table.active)), np.int64)
+        self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
+
+    @property
+    def busy(self) -> bool:
+        """A step is under way."""
+        return self.step is not None
+
+    def view(self, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
+        """What routing and admission take."""
+        return ReplicaView(
+            str(self.index),
+            self.table,
+            self.free_blocks,
+            self.planner_model,
+            self.limits,
+            self.role,
+            cached_tokens or {},
+        )
+
+    def planning_time_s(self, now_s: float) -> float:
+        """The moment that the table stands for, as a planner would predict it."""
+        return max(now_s, self.expected_end_s) if self.busy else now_s
+
+    def track(self, slot: int, row: int, output_left: int, thinking_left: int) -> None:
+        """Attach what only the simulator knows to a slot of the table."""
+        if slot >= self._side.shape[1]:
+            grown = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
+            grown[:, : self._side.shape[1]] = self._side
+            self._side = grown
+            self._emitted = np.zeros((2, len(self.table.active)), np.int64)
+            self._finished = np.zeros(len(self.table.active), np.int64)
+        self._side[:, slot] = (row, output_left, thinking_left)
+
+    def row_of(self, slot: int) -> int:
+        """Workload row in a slot."""
+        return int(self._side[engine_step.ROW, slot])
+
+    def output_left(self, slot: int) -> int:
+        """Output tokens that the request in a slot will still produce."""
+        return int(self._side[engine_step.LEFT, slot])
+
+    def thinking_left(self, slot: int) -> int:
+        """Output tokens until the request in a slot stops thinking."""
+        return int(self._side[engine_step.THINKING, slot])
+
+    def begin_step(self, now_s: float, batching: BatchPolicy, late: np.ndarray) -> tuple[Step, IntArray] | None:
+        """Plan and run one step; returns it with the slots whose output is complete, or None when nothing can run."""
+        table = self.table
+        plan = batching.plan(now_s, table, self.free_blocks, self.planner_model, self.limits)
+        end, emissions, done, free = engine_step.execute(
+            now_s,
+            self._next_noise(),
+            self._lines,
+            self.limits.block_size,
+            self.free_blocks,
+            self.acceptance,
+            table.ints,
+            table.floats,
+            table.flags,
+            self._side,
+            plan.decode_slots,
+            plan.spec_tokens,
+            plan.prefill_slots,
+            plan.prefill_tokens,
+            plan.preempt_slots,
+            plan.relegate_slots,
+            self._seed,
+            self._emitted,
+            self._finished,
+            late,
+            self.counters,
+        )
+        self.free_blocks = free
+        if self.free_blocks < 0:
+            raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
+        if end <= now_s:
+            return None
+        self.steps += 1
+        self.busy_s += end - now_s
+        self.busy_until_s = end
+        self.expected_end_s = now_s + plan.predicted_s
+        if self.cache.total_blocks > free:
+            self.cache.shrink_to(free)
+        emitted = self._emitted[:, :emissions].copy()
+        finished = self._finished[:done].copy()
+        rows = self._side[engine_step.ROW]
+        self.step = Step(
+            self.index,
+            self.steps,
+            end,
+            rows[emitted[0]],
+            emitted,
+            tuple(rows[finished].tolist()),
+        )
+        return self.step, finished
+
+    def release(self, slot: int) -> int:
+        """Take a request out of the table; returns the KV blocks it held, which are free again."""
+        blocks = int(self.table.kv_blocks[slot])
+        self.table.remove(self.table.request_id(slot))
+        self.free_blocks += blocks
+        return blocks
+
+    def lose(self) -> list[int]:
+        """Die: everything in memory is gone; returns the workload rows that were here, in order of slots."""
+        rows = [self.row_of(int(slot)) for slot in self.table.slots()]
+        if self.step is not None:
+            rows.extend(self.step.finished_rows)
+        self.alive = False
+        self.step = None
+        self.table = RequestTable(len(self.table.active))
+        self.free_blocks = self.limits.total_blocks
+        self.cache.clear()
+        return rows
+
+    def _next_noise(self) -> float:
+        if self._noise == 0.0:
+            return 1.0
+        if len(self._draws) == 0:
+            self._draws = np.maximum(NOISE_FLOOR, 1.0 + self._noise * self._rng.standard_normal(NOISE_BATCH))
+        value, self._draws = float(self._draws[-1]), self._draws[:-1]
+        return value
