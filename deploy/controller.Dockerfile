@@ -1,6 +1,6 @@
 # The controller, and emulated workers: no torch, no vLLM.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
-FROM ${BASE}
+FROM ${BASE} AS controller
 
 ENV PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
 RUN python3 -m venv /opt/venv

@@ -1,0 +1,1 @@
+"""Setup, images and what runs inside them."""
