@@ -16,7 +16,7 @@ MAX_STOP = 16
 MAX_LOGPROBS = 20
 NAME_PATTERN = r"^[A-Za-z0-9_.:-]{1,128}$"
 
-MAX_MILLISECONDS = 3_600_000
+MAX_MILLISECONDS = 86_400_000  # a day, as the planner takes it
 
 Milliseconds = Annotated[float, Field(gt=0, le=MAX_MILLISECONDS)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 import uvicorn
-from starlette.types import ASGIApp
 from tokenizers import decoders, models, pre_tokenizers
 
 from services.controller.http.app import build_app
@@ -67,12 +67,12 @@ def gateway(catalog: Catalog) -> EchoGateway:
 
 
 @pytest.fixture
-def serve(catalog: Catalog) -> Iterator[Callable[..., str]]:
-    """Start real servers: serve(gateway, **settings) gives a base URL; app= serves a given application."""
+def serve() -> Iterator[Callable[..., str]]:
+    """Start real servers: serve(gateway, **settings) gives a base URL."""
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(gateway: EchoGateway, app: ASGIApp | None = None, **settings: float) -> str:
-        app = app or build_app(gateway, catalog, HttpSettings(**settings))
+    def start(gateway: EchoGateway, **settings: Any) -> str:
+        app = build_app(gateway, gateway.catalog, HttpSettings(**settings))
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=2))
