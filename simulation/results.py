@@ -31,7 +31,9 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One run. attained: share of sessions, all arrivals counted, strict; attained_paper: the paper's scoring;
+    """One run.
+
+    attained: share of sessions, all arrivals counted, strict; attained_paper: the paper's scoring;
     precision: kept / ever promised; rebuilt: share of computed prompt tokens that preemptions had made necessary.
     """
 

@@ -121,7 +121,7 @@ def policy(
     spec_tokens: int = 1,
     routing: str = "round-robin",
 ) -> Policy:
-    """vllm-v1."""
+    """Build the policy with these settings."""
     return Policy(
         name="vllm-v1",
         description="today's vLLM: decode first, chunked prefill, fixed token budget, no admission control",
