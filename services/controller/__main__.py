@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -81,6 +82,7 @@ def main(
 ) -> None:
     """Serve models under SLOs: HTTP and gRPC in front, workers from the registry behind."""
     logs.apply("controller")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     settings = ControllerSettings(
         models=models,
         controller_id=default_controller_id(socket.gethostname(), os.getpid()),

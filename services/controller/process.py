@@ -22,6 +22,7 @@ from services.controller.servers import Servers
 from services.controller.settings import ControllerSettings
 from services.controller.takeover import close_abandoned
 from services.controller.tokenizer import Catalog
+from services.controller.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ async def serve(settings: ControllerSettings) -> None:
     """Run the controller until SIGTERM or SIGINT; raises what makes a start impossible."""
     catalog = Catalog.load(settings.models, settings.thinking)
     policy = policies.get(settings.policy, routing=settings.routing or None)
+    warm_up(policy)
     store = Store(settings.store)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
