@@ -95,7 +95,8 @@ def build_app(
         Route("/metrics", metrics),
         Route("/openapi.json", openapi),
     ]
-    app = Starlette(routes=routes, exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error})
+    handlers = {ApiError: _on_api_error, HTTPException: _on_http_error, Exception: _on_failure}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     # Sending a client elsewhere for a slash would lose its body and its error shape.
     app.router.redirect_slashes = False
     known = frozenset(route.path for route in routes)
@@ -141,10 +142,8 @@ class FrontDoor:
             await send_error(send_with_id, error)
         except ClientGone:
             status = _CLIENT_CLOSED
-        except Exception:
+        except Exception:  # answered by _on_failure
             logger.exception("HTTP request failed", extra={"request_id": scope["slos.request_id"]})
-            if not status:
-                await send_error(send_with_id, ApiError("INTERNAL", "the server failed; its log says why"))
         finally:
             route = scope.get("route")
             path = route.path if isinstance(route, Route) else scope["path"]
@@ -183,6 +182,11 @@ def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Res
 async def _on_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return Response(error_body(error), status_of(error), headers_of(error), "application/json")
+
+
+async def _on_failure(request: Request, _: Exception) -> Response:
+    text = f"request {request.scope['slos.request_id']} failed inside the server; its log says why"
+    return await _on_api_error(request, ApiError("INTERNAL", text))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

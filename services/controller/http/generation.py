@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 from starlette.types import Receive, Scope, Send
 
@@ -28,10 +28,12 @@ from services.controller.tokenizer import ModelTokenizer
 
 logger = logging.getLogger(__name__)
 
-# Rendering and tokenizing this much takes milliseconds, during which no other request could move; do it on a thread.
+# Checking, rendering and tokenizing more takes milliseconds, during which no other request could move.
 _BIG_BODY_BYTES = 16_384
 
 _Request = TypeVar("_Request", bound=Generation)
+_Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class GenerationEndpoint(Generic[_Request]):
         settings = self._settings
         body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout_s)
         received_s = time.monotonic()
-        request = parse_body(body, self._api.request)
+        request = await _beside(len(body), parse_body, body, self._api.request)
         headers: Headers = scope["slos.headers"]
         arrival = Arrival(
             request_id=scope["slos.given_id"] or self._api.id_prefix + scope["slos.request_id"],
@@ -107,10 +109,7 @@ class GenerationEndpoint(Generic[_Request]):
         stream = EventStream(send)
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                if body_bytes > _BIG_BODY_BYTES:
-                    calls = await asyncio.to_thread(self._api.calls, request, arrival, tokenizer)
-                else:
-                    calls = self._api.calls(request, arrival, tokenizer)
+                calls = await _beside(body_bytes, self._api.calls, request, arrival, tokenizer)
                 if request.stream:
                     await self._stream(request, arrival, tokenizer, calls, stream)
                 else:
@@ -189,6 +188,11 @@ class GenerationEndpoint(Generic[_Request]):
         self, request: _Request, arrival: Arrival, tokenizer: ModelTokenizer, head: str, calls: Sequence[GenerationCall]
     ) -> list[Choice]:
         return [self._api.choice(request, tokenizer, call.request_id, head, index) for index, call in enumerate(calls)]
+
+
+async def _beside(body_bytes: int, work: Callable[[Unpack[_Arguments]], _Result], *args: *_Arguments) -> _Result:
+    """The result of work; for big bodies it is done on a thread."""
+    return await asyncio.to_thread(work, *args) if body_bytes > _BIG_BODY_BYTES else work(*args)
 
 
 def _check_finished(choices: Sequence[Choice], request_id: str) -> None:

@@ -253,6 +253,15 @@ def test_unexpected_failure_is_an_error_and_not_a_hang(catalog: Catalog) -> None
     assert "secret" not in error_of(response, 500)["message"]
 
 
+def test_unexpected_failure_outside_generation(catalog: Catalog) -> None:
+    class Broken(EchoGateway):
+        def models(self) -> list[Any]:
+            raise ZeroDivisionError("secret detail")
+
+    error = error_of(ask(build_app(Broken(catalog), catalog), "GET", "/v1/models"), 500)
+    assert "secret" not in error["message"]
+
+
 def test_duplicate_request_id(catalog: Catalog) -> None:
     app = build_app(EchoGateway(catalog, step_s=0.05), catalog)
 
