@@ -53,6 +53,10 @@ class LinkOwner(Protocol):
         """A connection that stood is gone, or none could be made; commands not yet sent are dropped."""
         ...
 
+    def gone(self, reason: str) -> None:
+        """Nobody listens at the worker's address: the process that had the requests has ended."""
+        ...
+
     def refused(self, reason: str) -> None:
         """The two ends cannot work together."""
         ...
@@ -114,6 +118,11 @@ class WorkerLink:
         while True:
             was_connected = False
             try:
+                if not await self._somebody_listens():
+                    self._owner.gone(f"nobody listens at {self.address}")
+                    await self._sleep(backoff_s)
+                    backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
+                    continue
                 await self._session()
                 reason = "the worker closed the stream"
             except LinkRefused as error:
@@ -138,6 +147,19 @@ class WorkerLink:
             self._owner.broken(reason)
             backoff_s = FIRST_BACKOFF_S if was_connected else min(backoff_s * 2, LAST_BACKOFF_S)
             await self._sleep(backoff_s * random.uniform(0.7, 1.3))
+
+    async def _somebody_listens(self) -> bool:
+        """Tell a process that has ended from one that cannot be reached: only the former's host refuses at once."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            async with asyncio.timeout(self._times.connect_s):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except ConnectionRefusedError:
+            return False
+        except (OSError, TimeoutError, ValueError):
+            return True  # the attempt that follows says what is wrong
+        writer.close()
+        return True
 
     async def _sleep(self, seconds: float) -> None:
         self._retry_now.clear()

@@ -288,6 +288,13 @@ class Replica:
             self._events.changed(self)
         self.problem = reason
 
+    def gone(self, reason: str) -> None:
+        """Give up at once: waiting would only make the requests later."""
+        if self.state is not ReplicaState.LOST and self.incarnation:
+            self.give_up(reason)
+        elif not self.incarnation:
+            self.problem = reason
+
     def refused(self, reason: str) -> None:
         """Note that this worker cannot be used as it is."""
         if self.problem != reason:

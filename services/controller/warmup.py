@@ -19,14 +19,6 @@ _LIMITS = EngineLimits(max_batch_tokens=512, max_batch_requests=16, block_size=1
 def warm_up(policy: Policy) -> float:
     """Ask the policy about made-up requests, some of which fit and some do not; return the seconds it took."""
     started_s = time.monotonic()
-    table = RequestTable()
-    for index, standard in enumerate((True, True, False)):
-        slot = table.add(
-            f"resident {index}", prompt_tokens=64, prefill_deadline_s=1.0, tpot_s=0.1, standard=standard, kv_blocks=4
-        )
-        if index:
-            table.prefilled(slot, 64)
-            table.first_token(slot, 0.5)
     candidates = [
         Candidate(
             request_id=f"new {index}",
@@ -39,10 +31,25 @@ def warm_up(policy: Policy) -> float:
         )
         for index in range(10)
     ]
-    view = ReplicaView("warm-up", table, 40, _MODEL, _LIMITS)
-    policy.routing.order(0.5, candidates[0], [view, view])
-    policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates)
-    policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates[:1])
+    for standard in ((), (True, True), (True, True, False)):
+        table = _table(standard)
+        view = ReplicaView("warm-up", table, 40, _MODEL, _LIMITS)
+        policy.routing.order(0.5, candidates[0], [view, view])
+        policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates)
+        policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates[:1])
     seconds = time.monotonic() - started_s
     log.info("policy %s is loaded (%.1f s)", policy.name, seconds)
     return seconds
+
+
+def _table(standard: tuple[bool, ...]) -> RequestTable:
+    """Make a replica's table: the first request in prefill, the others decoding."""
+    table = RequestTable()
+    for index, promised in enumerate(standard):
+        slot = table.add(
+            f"resident {index}", prompt_tokens=64, prefill_deadline_s=1.0, tpot_s=0.1, standard=promised, kv_blocks=4
+        )
+        if index:
+            table.prefilled(slot, 64)
+            table.first_token(slot, 0.5)
+    return table
