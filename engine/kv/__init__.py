@@ -1,0 +1,15 @@
+"""KV exchange between a prefill and a decode engine (no vLLM here; engine/vllm/kv plugs it in).
+
+config.py      settings and the identity of one end
+layout.py      where a block's bytes lie in the caches; gather and scatter
+control.py     framed JSON messages over the control socket of a pair
+link.py        the data path: a torch.distributed process group of two (NCCL or Gloo)
+transfers.py   the state of one hand-over at its producer and at its consumer
+pair.py        what both ends of a pair share: control socket, heartbeats, death
+outbound.py    the producer's end of a pair: gathers blocks and sends them
+inbound.py     the consumer's end of a pair: receives and scatters them
+endpoint.py    what an engine uses: offer, computed, expect, abort, poll
+
+One pair carries one direction, from a producer to a consumer, and is made on first use. The control socket says what
+comes next and notices a dead peer at once; the process group moves the bytes. Every wait is bounded by config.KvConfig.
+"""

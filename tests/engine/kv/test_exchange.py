@@ -1,0 +1,245 @@
+"""Two endpoints over a real Gloo group: contents, prefixes, fences, leases, refusals, storms."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
+from engine.kv.endpoint import Ended, KvEndpoint
+
+LAYERS, BLOCKS = 4, 32
+CONFIG = KvConfig(
+    message_bytes=8192, checksum=True, heartbeat_s=0.1, lease_s=1.5, io_timeout_s=1.5, connect_timeout_s=5
+)
+
+
+def make_endpoint(seed: int, config: KvConfig = CONFIG, identity: Identity | None = None) -> KvEndpoint:
+    generator = torch.Generator().manual_seed(seed)
+    caches = [torch.randn((BLOCKS, 2, 16, 8), generator=generator).half() for _ in range(LAYERS)]
+    endpoint = KvEndpoint(caches, BLOCKS, identity or Identity(f"worker-{seed}", "model"), config)
+    endpoint.test_caches = caches  # type: ignore[attr-defined]
+    return endpoint
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[KvEndpoint, KvEndpoint]]:
+    producer, consumer = make_endpoint(1), make_endpoint(2)
+    yield producer, consumer
+    producer.close()
+    consumer.close()
+
+
+def collect(endpoint: KvEndpoint, keys: set[TransferKey], timeout_s: float = 15.0) -> Ended:
+    total = Ended()
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        ended = endpoint.poll()
+        total.sent += ended.sent
+        total.received += ended.received
+        total.send_failed.update(ended.send_failed)
+        total.receive_failed.update(ended.receive_failed)
+        done = {*total.sent, *total.received, *total.send_failed, *total.receive_failed}
+        if keys <= done:
+            return total
+        time.sleep(0.005)
+    raise AssertionError(f"{keys} did not end; got {total}")
+
+
+def equal_blocks(producer: KvEndpoint, consumer: KvEndpoint, source: list[int], target: list[int]) -> bool:
+    return all(
+        torch.equal(a[source], b[target])
+        for a, b in zip(producer.test_caches, consumer.test_caches, strict=True)  # type: ignore[attr-defined]
+    )
+
+
+def compute_all(producer: KvEndpoint, key: TransferKey, block_ids: list[int], chunk: int) -> None:
+    total = len(block_ids)
+    for end in range(chunk, total + chunk, chunk):
+        end = min(end, total)
+        producer.grow(key, block_ids[:end], total if end == total else None)
+        for layer in range(LAYERS):
+            producer.computed(key, layer, end)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_arrive_whole_in_any_order_of_events(pair: tuple[KvEndpoint, KvEndpoint], seed: int) -> None:
+    producer, consumer = pair
+    chooser = random.Random(seed)
+    for number in range(4):
+        key = TransferKey(f"{seed}-{number}", 0)
+        count = chooser.randint(1, 12)
+        source, target = chooser.sample(range(BLOCKS), count), chooser.sample(range(BLOCKS), count)
+        first = chooser.randrange(count)
+        untouched = [layer[target[:first]].clone() for layer in consumer.test_caches]  # type: ignore[attr-defined]
+        steps = [
+            lambda: producer.offer(key, consumer.address),
+            lambda: consumer.expect(key, target, first),
+        ]
+        chooser.shuffle(steps)
+        for step in steps:
+            step()
+            if chooser.random() < 0.3:
+                time.sleep(0.15)
+        compute_all(producer, key, source, chooser.randint(1, 5))
+        assert collect(consumer, {key}).received == [key]
+        assert collect(producer, {key}).sent == [key]
+        assert equal_blocks(producer, consumer, source[first:], target[first:])
+        for before, layer in zip(untouched, consumer.test_caches, strict=True):  # type: ignore[attr-defined]
+            assert torch.equal(before, layer[target[:first]])
+    assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
+
+
+def test_layers_leave_before_the_prompt_is_whole(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    key = TransferKey("chunks", 0)
+    consumer.expect(key, [0, 1, 2, 3], 0)
+    producer.offer(key, consumer.address)
+    producer.grow(key, [4, 5], None)
+    producer.computed(key, 0, 2)
+    deadline = time.monotonic() + 10
+    while producer.stats().bytes_sent == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert producer.stats().bytes_sent == 2 * producer.layout.block_bytes
+    compute_all(producer, key, [4, 5, 6, 7], 4)
+    assert collect(consumer, {key}).received == [key]
+    assert equal_blocks(producer, consumer, [4, 5, 6, 7], [0, 1, 2, 3])
+
+
+def test_a_newer_generation_fences_off_the_older(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    old, new = TransferKey("request", 0), TransferKey("request", 1)
+    producer.offer(old, consumer.address)
+    consumer.expect(old, [1, 2], 0)
+    consumer.expect(new, [3, 4], 0)
+    assert "newer attempt" in collect(consumer, {old}).receive_failed[old]
+    frozen = [layer[[1, 2]].clone() for layer in consumer.test_caches]  # type: ignore[attr-defined]
+    with pytest.raises(KvExchangeError, match="older"):
+        consumer.expect(old, [1, 2], 0)
+    compute_all(producer, old, [8, 9], 2)
+    producer.offer(new, consumer.address)
+    compute_all(producer, new, [10, 11], 1)
+    assert collect(consumer, {new}).received == [new]
+    assert old in collect(producer, {old, new}).send_failed
+    assert equal_blocks(producer, consumer, [10, 11], [3, 4])
+    assert all(
+        torch.equal(a, b[[1, 2]])
+        for a, b in zip(frozen, consumer.test_caches, strict=True)  # type: ignore[attr-defined]
+    )
+
+
+def test_abort_on_either_side_ends_both(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    by_producer, by_consumer = TransferKey("p", 0), TransferKey("c", 0)
+    for key in (by_producer, by_consumer):
+        consumer.expect(key, [1], 0)
+        producer.offer(key, consumer.address)
+    time.sleep(0.3)
+    producer.abort_sending(by_producer, "cancelled by client")
+    consumer.abort_receiving(by_consumer, "no memory")
+    failed = collect(consumer, {by_producer, by_consumer}).receive_failed
+    assert "cancelled by client" in failed[by_producer]
+    assert "no memory" in failed[by_consumer]
+    failed = collect(producer, {by_producer, by_consumer}).send_failed
+    assert "no memory" in failed[by_consumer]
+    assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
+
+
+def test_leases_free_what_nobody_asks_for(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    unwanted, unserved = TransferKey("unwanted", 0), TransferKey("unserved", 0)
+    producer.offer(unwanted, consumer.address)
+    consumer.expect(unserved, [1], 0)
+    assert "no word of it from the decode worker" in collect(producer, {unwanted}).send_failed[unwanted]
+    assert "no word of it from the prefill worker" in collect(consumer, {unserved}).receive_failed[unserved]
+
+
+def test_a_lease_lasts_while_the_other_end_holds_the_transfer(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    key = TransferKey("slow", 0)
+    producer.offer(key, consumer.address)
+    consumer.expect(key, [1], 0)
+    time.sleep(3 * CONFIG.lease_s)
+    compute_all(producer, key, [2], 1)
+    assert collect(consumer, {key}).received == [key]
+
+
+@pytest.mark.parametrize(
+    ("identity", "reason"),
+    [
+        (Identity("odd", "other-model"), "serves model"),
+        (Identity("odd", "model", tp_rank=0, tp_size=2), "tensor parallelism"),
+    ],
+)
+def test_a_peer_that_does_not_fit_is_refused_by_name(
+    pair: tuple[KvEndpoint, KvEndpoint], identity: Identity, reason: str
+) -> None:
+    _, consumer = pair
+    odd = make_endpoint(3, identity=identity)
+    key = TransferKey("odd", 0)
+    odd.offer(key, consumer.address)
+    assert reason in collect(odd, {key}).send_failed[key]
+    odd.close()
+
+
+def test_another_layout_is_refused(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    _, consumer = pair
+    caches = [torch.zeros((BLOCKS, 2, 16, 8)) for _ in range(LAYERS)]
+    odd = KvEndpoint(caches, BLOCKS, Identity("odd", "model"), CONFIG)
+    key = TransferKey("odd", 0)
+    odd.offer(key, consumer.address)
+    assert "layouts differ" in collect(odd, {key}).send_failed[key]
+    odd.close()
+
+
+def test_nonsense_on_the_port_harms_nobody(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    host, port = consumer.address.rsplit(":", 1)
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00\x00\x00\x02{]", b"\x00\x00\x00\x04null", b""):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(noise)
+    key = TransferKey("after", 0)
+    consumer.expect(key, [1], 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, [2], 1)
+    assert collect(consumer, {key}).received == [key]
+
+
+def test_nobody_listening_fails_the_transfer_with_the_address(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    consumer.close()
+    key = TransferKey("nobody", 0)
+    producer.offer(key, consumer.address)
+    assert consumer.address in collect(producer, {key}).send_failed[key]
+
+
+def test_a_cancel_storm_leaves_nothing(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    chooser = random.Random(7)
+    keys = [TransferKey(f"storm-{n}", 0) for n in range(200)]
+    for key in keys:
+        block = [chooser.randrange(BLOCKS)]
+        consumer.expect(key, block, 0)
+        producer.offer(key, consumer.address)
+        if chooser.random() < 0.5:
+            compute_all(producer, key, block, 1)
+        if chooser.random() < 0.7:
+            chooser.choice([producer.abort_sending, consumer.abort_receiving])(key, "storm")
+        elif chooser.random() < 0.9:
+            compute_all(producer, key, block, 1)
+    for key in keys:
+        producer.abort_sending(key, "end of storm")
+        consumer.abort_receiving(key, "end of storm")
+    collect(producer, set(keys))
+    collect(consumer, set(keys))
+    assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
+    key = TransferKey("calm", 0)
+    consumer.expect(key, [3], 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, [4], 1)
+    assert collect(consumer, {key}).received == [key]
