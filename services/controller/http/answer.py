@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.types import Send
 
 from services.controller.contract import ApiError
@@ -41,6 +43,7 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         """send: of the request."""
         self._send = send
+        self._written = 0
         self.started = False
 
     async def write(self, events: bytes) -> None:
@@ -48,7 +51,17 @@ class EventStream:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        self._written += 1
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def keep_alive(self, every_s: float) -> None:
+        """Send a comment whenever nothing else was sent for so long; runs until cancelled."""
+        written = -1
+        while True:
+            await asyncio.sleep(every_s)
+            if self.started and written == self._written:
+                await self._send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+            written = self._written
 
     async def end(self, events: bytes = b"") -> None:
         """Send the last events and the end mark."""

@@ -139,17 +139,21 @@ class GenerationEndpoint(Generic[_Request]):
         # The status of the answer is known when every call has been accepted; until then events wait here.
         waiting = set(range(len(calls)))
         held = b""
-        async with aclosing(merged(self._gateway, calls)) as messages:
-            async for index, message in messages:
-                events = choices[index].stream(message)
-                if waiting:
-                    waiting.discard(index)
-                    held += events
+        keeping_alive = asyncio.create_task(stream.keep_alive(self._settings.keep_alive_s))
+        try:
+            async with aclosing(merged(self._gateway, calls)) as messages:
+                async for index, message in messages:
+                    events = choices[index].stream(message)
                     if waiting:
-                        continue
-                    events = held
-                if events:
-                    await stream.write(events)
+                        waiting.discard(index)
+                        held += events
+                        if waiting:
+                            continue
+                        events = held
+                    if events:
+                        await stream.write(events)
+        finally:
+            keeping_alive.cancel()
         _check_finished(choices, arrival.request_id)
         usage = b""
         options = request.stream_options

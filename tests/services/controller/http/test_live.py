@@ -380,6 +380,19 @@ def test_long_prompts_are_tokenized_beside_the_other_requests(serve: Serve, cata
     assert "window" in too_long.json()["error"]["message"]
 
 
+def test_stream_that_waits_says_that_it_lives(serve: Serve, catalog: Catalog) -> None:
+    gateway = replying(catalog, "ab", step_s=0.5)
+    answer = httpx.post(
+        serve(gateway, keep_alive_s=0.1) + "/v1/chat/completions",
+        json={"model": MODEL, "messages": HI, "stream": True},
+    )
+    assert answer.text.count(": waiting\n\n") >= 2
+    chunks = list(
+        client_of(serve(gateway, keep_alive_s=0.1)).chat.completions.create(model=MODEL, messages=HI, stream=True)
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "ab"
+
+
 def test_slow_body_times_out_and_others_go_on(serve: Serve, gateway: EchoGateway) -> None:
     url = serve(gateway, body_timeout_s=0.3)
     host, port = url.removeprefix("http://").split(":")
