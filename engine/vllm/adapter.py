@@ -46,7 +46,7 @@ OnOutput = Callable[[str, Output], None]
 def set_environment(config: VllmConfig) -> None:
     """Set what vLLM reads from the environment only; before it is imported."""
     env = {
-        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gib:g}",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": config.omp_threads_bind,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -54,6 +54,8 @@ def set_environment(config: VllmConfig) -> None:
         "TRANSFORMERS_OFFLINE": "1",
         # EngineCore is a fresh process: it must not inherit the threads, sockets and event loop of this one.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # The worker process does not go by itself for as long as this; nothing is lost when it is told to.
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
     }
     os.environ.update(env)
     # A folder on the path is an import path (engine.vllm...): vLLM's processes must find it from any directory.
@@ -157,6 +159,9 @@ def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> Async
             "slos_best_effort_floor": config.best_effort_floor,
         },
     }
+    if config.kv_blocks is not None:
+        # One block is vLLM's own null block.
+        args["num_gpu_blocks_override"] = config.kv_blocks + 1
     if not is_cpu():
         args["gpu_memory_utilization"] = config.gpu_memory_utilization
     if config.speculation is not None:

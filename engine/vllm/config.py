@@ -39,10 +39,11 @@ class VllmConfig:
     dtype: "auto" takes float16 on CPUs with native float16 arithmetic, float32 on other CPUs, and the model's own on
         GPUs. bfloat16 gave wrong tokens with the small model.
     max_num_batched_tokens: most tokens computed in one step; max_num_seqs: most requests resident at once.
-    kv_cache_gib: KV cache on CPUs; gpu_memory_utilization: share of a GPU's memory for weights and KV.
+    kv_cache_gib: KV cache on CPUs, whole GiB; gpu_memory_utilization: share of a GPU's memory for weights and KV;
+        kv_blocks: KV blocks outright, in place of either.
     omp_threads_bind: cores of the CPU engine, as VLLM_CPU_OMP_THREADS_BIND takes them ("0-1", "0|1" per rank), or
         "auto": all but one core of each NUMA node.
-    policy: batch policy by name (scheduling.registry), or "stock" for vLLM's own scheduler.
+    policy: batch policy by name (scheduling.registry), or "stock" for vLLM's own scheduler; see engine.vllm.policies.
     time_model_json: what scheduling.time_model.TimeModel.to_json wrote; empty until a profile has run.
     best_effort_floor: share of time kept for best-effort work, where the policy has that setting.
     text_lag_s: longest time the planner's state of a step waits for the text of that step.
@@ -53,7 +54,8 @@ class VllmConfig:
     max_model_len: int = 4096
     max_num_batched_tokens: int = 1024
     max_num_seqs: int = 64
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: int = 1
+    kv_blocks: int | None = None
     omp_threads_bind: str = "auto"
     enforce_eager: bool = True
     gpu_memory_utilization: float = 0.9
@@ -76,8 +78,8 @@ class VllmConfig:
         for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "tensor_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.kv_cache_gib <= 0:
-            raise ValueError(f"kv_cache_gib must be positive, not {self.kv_cache_gib}")
+        if self.kv_cache_gib < 1 or self.kv_cache_gib != int(self.kv_cache_gib):
+            raise ValueError(f"kv_cache_gib must be a whole number of GiB, at least 1, not {self.kv_cache_gib}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

@@ -23,12 +23,11 @@ from engine.protocol import (
     StepEvent,
     StepSettings,
 )
-from engine.vllm import adapter
+from engine.vllm import adapter, policies
 from engine.vllm.config import VllmConfig
 from engine.vllm.joiner import StepJoiner
 from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
 from engine.vllm.step_socket import StepSocketClient
-from scheduling import registry
 from scheduling.time_model import TimeModel
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STOCK = "stock"
-WARM_UP_TOKENS = 100
+WARM_UP_TOKENS = (100, 512)
+SHUTDOWN_TIMEOUT_S = 15.0
 
 
 class VllmEngine:
@@ -177,7 +176,9 @@ class VllmEngine:
             return
         self._closed = True
         if self._llm is not None:
-            await asyncio.to_thread(self._llm.shutdown)
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()
+            await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -230,31 +231,33 @@ class VllmEngine:
         self._wake.set()
 
     async def _warm_up(self) -> None:
-        """Run one prompt of about a hundred tokens: compiles what is compiled late, before anybody waits for it.
+        """Run a short and a longer prompt: what is compiled or paged in late is, before anybody waits for it.
 
         The first batch must not be a tiny one: on AMX hosts that died with an illegal instruction.
         """
-        now = time.monotonic()
-        size = min(WARM_UP_TOKENS, self._config.max_model_len - 4)
-        request = EngineRequest(
-            request_id="warm-up",
-            token_ids=tuple(range(10, 10 + size)),
-            prompt_tokens=size,
-            sampling=SamplingSpec(temperature=0.0, max_tokens=3, ignore_eos=True),
-            standard=True,
-            arrival_s=now,
-            first_token_due_s=now + 60.0,
-            tpot_s=1.0,
-        )
-        try:
-            async with asyncio.timeout(self._config.start_timeout_s):
-                await self.submit(request)
-                async for event in self.events():
-                    if any(u.request_id == "warm-up" and u.finish_reason for u in event.updates):
-                        return
-        except (TimeoutError, RequestRejected) as error:
-            await self.close()
-            raise EngineError(f"the warm-up request did not run: {error!r}") from error
+        for size in WARM_UP_TOKENS:
+            began = time.monotonic()
+            length = min(size, self._config.max_model_len - 4)
+            request = EngineRequest(
+                request_id=f"warm-up-{size}",
+                token_ids=tuple(range(10, 10 + length)),
+                prompt_tokens=length,
+                sampling=SamplingSpec(temperature=0.0, max_tokens=3, ignore_eos=True),
+                standard=True,
+                arrival_s=began,
+                first_token_due_s=began + 60.0,
+                tpot_s=1.0,
+            )
+            try:
+                async with asyncio.timeout(self._config.start_timeout_s):
+                    await self.submit(request)
+                    async for event in self.events():
+                        if any(update.finish_reason for update in event.updates):
+                            break
+            except (TimeoutError, RequestRejected) as error:
+                await self.close()
+                raise EngineError(f"the warm-up request did not run: {error!r}") from error
+            logger.info("warm-up with %d tokens took %.1f s", length, time.monotonic() - began)
 
 
 def _check_model_dir(folder: Path) -> None:
@@ -268,14 +271,10 @@ def _check_model_dir(folder: Path) -> None:
 
 
 def _check_policy(name: str, best_effort_floor: float | None) -> None:
-    if name == STOCK:
-        return
     try:
-        registry.batch_policy(name, best_effort_floor)
+        policies.load(name, best_effort_floor)
     except ValueError as error:
-        raise EngineError(f"{error}; or {STOCK!r} for vLLM's own scheduler") from error
-    except ImportError as error:
-        raise EngineError(f"policy {name!r} cannot be loaded: {error}") from error
+        raise EngineError(f"{error}; or {policies.STOCK!r} for vLLM's own scheduler") from error
 
 
 def _hardware() -> str:

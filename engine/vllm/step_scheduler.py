@@ -18,17 +18,16 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
+from engine.vllm import policies
 from engine.vllm.messages import Command, Configure, EngineFacts, Promote, Relegate, StepRecord
-from engine.vllm.residents import Resident, Residents
+from engine.vllm.residents import Resident, Residents, request_facts
 from engine.vllm.step_socket import SchedulerSocket
-from scheduling import registry
 from scheduling.policy import BatchPlan, BatchPolicy
 from scheduling.time_model import BatchShape, TimeModel
 from scheduling.types import EngineLimits
 
 logger = logging.getLogger("slos.step_scheduler")
 
-STOCK = "stock"
 UNPROFILED = TimeModel(((0.02, 2e-3, 0.0, 0.0, 0.0, 0.0),), source="assumed: no profile has been run")
 ANY = 1 << 30
 """Allowance of a request whose tokens are not capped."""
@@ -80,13 +79,14 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         )
         text = settings.get("slos_time_model") or ""
         self._model = TimeModel.from_json(text) if text else UNPROFILED
-        self._policy_name, self._policy = STOCK, None
+        self._policy_name = policies.STOCK
+        self._policy: BatchPolicy | None = None
         self._floor: float | None = settings.get("slos_best_effort_floor")
-        self._set_policy(settings.get("slos_policy") or STOCK)
+        self._set_policy(settings.get("slos_policy") or policies.STOCK)
         self._allowed: dict[str, int] | None = None
         self._steps: deque[_Step] = deque()
         self._step_number = 0
-        self._ended_s = 0.0
+        self._ended_s: float | None = None
         self._plan_failures = 0
         self._deviations = 0
         self._departed = False
@@ -154,6 +154,18 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             # Evicted and resumed in one step is a case that vLLM handles badly.
             self._allowed[request.request_id] = 0
 
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """Let a request out of its wait; a resumed one's grammar first takes its prior output."""
+        waited_for_grammar = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        ready: bool = super()._handle_blocked_waiting_request(request)
+        if ready and waited_for_grammar:
+            prior = request_facts(request).prior_tokens
+            if prior and not request.structured_output_request.grammar.accept_tokens(
+                request.request_id, request.prompt_token_ids[-prior:]
+            ):
+                logger.error("the grammar of %s refuses the request's own prior output", request.request_id)
+        return ready
+
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Cap the tokens that vLLM is about to compute for a request; 0 leaves it out of the step."""
         tokens: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
@@ -185,8 +197,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             self._set_policy(command.policy or self._policy_name)
 
     def _set_policy(self, name: str) -> None:
-        policy: BatchPolicy | None = None if name == STOCK else registry.batch_policy(name, self._floor)
-        self._policy_name, self._policy = name, policy
+        self._policy_name, self._policy = name, policies.load(name, self._floor)
 
     # Planning.
 
@@ -372,6 +383,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             self._deviations += deviated
         shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
         if not tokens:
+            self._ended_s = None
             if self._departed or any(r.changed for r in residents.by_vllm_id.values()):
                 self._publish_idle(started_s, scheduled_s)
             return
@@ -415,8 +427,10 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         records += self._other_changes(scheduler_output.num_scheduled_tokens)
         shape = step.shape
         self._step_number += 1
-        duration_s = ended_s - max(step.started_s, self._ended_s)
-        self._ended_s = ended_s
+        # While there is work, steps follow each other, and what lies between them belongs to the next one.
+        busy_since_s = self._ended_s if self._ended_s is not None else step.started_s
+        duration_s = ended_s - busy_since_s
+        self._ended_s = ended_s if self.running else None
         self._departed = False
         free_blocks = self._pool.get_num_free_blocks()
         self._socket.send(
