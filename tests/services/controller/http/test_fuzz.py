@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.controller.contract import ApiError
 from services.controller.http.app import build_app
+from services.controller.http.body import parse_body
+from services.controller.http.openapi import openapi_document
 from services.controller.http.schema import ChatRequest, CompletionRequest
 from services.controller.tokenizer import Catalog
 from tests.services.controller.http.conftest import MODEL, THINKER, TOOLED
@@ -173,6 +177,24 @@ def test_bodies_near_the_schema(server: Server, request: tuple[str, dict[str, An
     path, body = request
     response = server.post(path, json.dumps(body).encode(), headers)
     check(server, response, body.get("stream") is True)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(request=requests())
+def test_what_is_accepted_fits_the_published_schema(request: tuple[str, dict[str, Any]]) -> None:
+    path, body = request
+    try:
+        parse_body(json.dumps(body).encode(), PATHS[path])
+    except ApiError:
+        return
+    document = openapi_document()
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    jsonschema.validate(body, {**document, **schema}, cls=jsonschema.Draft202012Validator)
+
+
+def test_published_schemas_are_schemas() -> None:
+    for schema in openapi_document()["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
 
 
 @settings(max_examples=200, deadline=None)
