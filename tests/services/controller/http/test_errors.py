@@ -279,7 +279,8 @@ def test_request_id_is_honoured_and_echoed(app: Any, gateway: EchoGateway) -> No
     assert response.headers["x-request-id"] == response.json()["id"] == gateway.calls[0].request_id == "mine:1"
     other = ask(app, "POST", "/v1/completions", json=COMPLETION)
     assert other.headers["x-request-id"] == other.json()["id"]
-    assert ask(app, "GET", "/nowhere", headers={"x-request-id": "mine:2"}).headers["x-request-id"] == "mine:2"
+    assert ask(app, "GET", "/v1/nowhere", headers={"x-request-id": "mine:2"}).headers["x-request-id"] == "mine:2"
+    assert ask(app, "GET", "/health", headers={"x-request-id": "not / ours"}).status_code == 200
 
 
 @pytest.mark.parametrize(
