@@ -60,7 +60,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
         running = core.running()
         return admin_pb2.GetStatusResponse(
             replicas=_replicas(core),
-            redis_ok=core.redis_ok(),
+            redis_ok=core.store.available,
             running_standard=sum(count for (_, admission), count in running.items() if admission == "standard"),
             running_best_effort=sum(count for (_, admission), count in running.items() if admission != "standard"),
             queued_best_effort=len(core.queue),
@@ -68,6 +68,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
             uptime_s=time.monotonic() - core.started_s,
             policy=core.policy.name,
             models=[model.name for model in core.models()],
+            problems=core.problems(),
         )
 
     @answering

@@ -7,7 +7,7 @@ import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -114,10 +114,9 @@ class AdmissionLoop:
             self._queue.remove(request)
         return expired
 
-    @property
-    def waiting(self) -> int:
+    def pending(self) -> Collection[LiveRequest]:
         """Requests without an answer yet."""
-        return len(self._pending)
+        return self._pending.values()
 
     async def run(self) -> None:
         """Decide until cancelled."""

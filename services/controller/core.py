@@ -7,8 +7,9 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -20,8 +21,10 @@ from services.controller.admission import AdmissionLoop, AdmissionSettings
 from services.controller.best_effort import BestEffortQueue
 from services.controller.contract import ApiError, GenerationCall
 from services.controller.directory import Directory
-from services.controller.failover import already_complete, prepare
+from services.controller.failover import Failover
+from services.controller.fit import why_unfit
 from services.controller.intake import Intake
+from services.controller.invariants import problems
 from services.controller.journal import JournalWriter
 from services.controller.ledger import Ledger, closing_of, outcome_of
 from services.controller.metrics import Metrics
@@ -34,8 +37,6 @@ from services.controller.tokenizer import ModelTokenizer
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 1.0
-ELSEWHERE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED"}
-"""Status names with which a worker says that another worker may take the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Core:
             proto_version=PROTO_VERSION, fencing_token=fencing_token, controller_id=controller_id
         )
         self.replicas = ReplicaManager(
-            store, self, self._make_hello, self._check_worker, make_channel, settings.replicas
+            store, self, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
         )
         self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
         self._relay = Relay(self._remaining, self.journal.touched)
@@ -95,6 +96,7 @@ class Core:
             lambda: {name: tenant.weight for name, tenant in self.directory.tenants.items()},
             settings.admission,
         )
+        self._failover = Failover(settings.attempts, self.admission.offer, self._fail, metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: asyncio.Event | None = None
 
@@ -124,7 +126,7 @@ class Core:
         self.closing = self.closing or why
         requests = [request for request in self.live.values() if not request.finished]
         for request in requests:
-            self._fail(request, why)
+            self._fail(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
         await asyncio.sleep(0)
         return len(requests)
 
@@ -143,6 +145,7 @@ class Core:
         try:
             while True:
                 message = await request.outbox.read()
+                request.told = True
                 self._handed_over(request, len(message.token_ids))
                 if message.finish_reason:
                     request.outcome = outcome_of(request)
@@ -203,6 +206,14 @@ class Core:
         self.admission.offer(request)
         return request
 
+    def running(self) -> Counter[tuple[str, str]]:
+        """Requests on replicas by (class, admission)."""
+        return Counter((request.slo_class, str(request.admission)) for request in self.live.values() if request.replica)
+
+    def problems(self) -> list[str]:
+        """Broken invariants, as sentences; empty when all is well."""
+        return problems(self.live, self.admission, self.queue, self.replicas)
+
     def _in_use(self, request_id: str) -> bool:
         return request_id in self.live or any(request_id in replica.leaving for replica in self.replicas)
 
@@ -211,10 +222,11 @@ class Core:
             return
         now_s = time.monotonic()
         times = request.token_times_s
+        ttft, inter_token = self.metrics.token_histograms(request.slo_class)
         if times:
-            self.metrics.inter_token.labels(request.slo_class).observe((now_s - times[-1]) / tokens)
+            inter_token.observe((now_s - times[-1]) / tokens)
         else:
-            self.metrics.ttft.labels(request.slo_class).observe(now_s - request.arrival_s)
+            ttft.observe(now_s - request.arrival_s)
         self.metrics.generation_tokens.inc(tokens)
         times.extend([now_s] * tokens)
         produced_s = request.outbox.take_produced_s()
@@ -228,12 +240,13 @@ class Core:
         if replica is not None:
             replica.cancel(request)
 
-    def _fail(self, request: LiveRequest, why: str) -> None:
+    def _fail(self, request: LiveRequest, error: ApiError) -> None:
+        """End a request with an error: in its last message when it has had one before, else as a refusal."""
         self._stop(request)
-        if request.token_times_s or request.answered:
-            request.finish(common_pb2.FINISH_REASON_ERROR, why)
+        if request.told:
+            request.finish(common_pb2.FINISH_REASON_ERROR, error.message)
         else:
-            self.refused(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
+            self.refused(request, error)
 
     def _release(self, request: LiveRequest) -> None:
         """Account for a request that nobody reads any more, once."""
@@ -298,61 +311,15 @@ class Core:
 
     def rejected(self, replica: Replica, request: LiveRequest, rejected: worker_pb2.Rejected) -> None:
         """Try another worker, or tell the client what is wrong with the request."""
-        code = _STATUS_NAMES.get(rejected.code, "INTERNAL")
-        request.note(f"{replica.worker_id} did not take it: {rejected.reason}")
-        if code in ELSEWHERE:
-            self._again(request, f"{replica.worker_id} did not take it: {rejected.reason}")
-        elif request.token_times_s:
-            request.finish(common_pb2.FINISH_REASON_ERROR, rejected.reason)
-        else:
-            self.refused(request, ApiError(code, rejected.reason))
+        self._failover.rejected(replica, request, rejected)
 
     def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
         """Let requests go on elsewhere."""
-        for request in requests:
-            request.note(f"lost {replica.worker_id}: {reason}")
-            self.metrics.failovers.inc()
-            self._again(request, f"{replica.worker_id}: {reason}")
+        self._failover.displaced(replica, requests, reason)
 
     def changed(self, replica: Replica) -> None:
         """A replica may take waiting work now."""
         self.admission.capacity_changed()
-
-    def _again(self, request: LiveRequest, reason: str) -> None:
-        if request.finished:
-            return
-        complete = already_complete(request)
-        if complete:
-            request.finish(complete)
-        elif request.attempts + 1 > self.settings.attempts:
-            prepare(request, None)
-            self._fail(request, f"gave up after {request.attempts} workers failed under it; the last: {reason}")
-        else:
-            sampling = request.call.sampling
-            prepare(request, sampling.seed if sampling.HasField("seed") else None)
-            self.admission.offer(request)
-
-    # ---- Gauges
-
-    def running(self) -> dict[tuple[str, str], int]:
-        """Requests on replicas by (class, admission)."""
-        return Counter((request.slo_class, str(request.admission)) for request in self.live.values() if request.replica)
-
-    def waiting(self) -> tuple[int, int]:
-        """Requests (without an answer yet, in the best-effort queue)."""
-        return self.admission.waiting, len(self.queue)
-
-    def all_replicas(self) -> Iterable[Replica]:
-        """Every replica that is known."""
-        return self.replicas
-
-    def redis_ok(self) -> bool:
-        """Redis answered the last call."""
-        return self.store.available
-
-    def relay_p99_s(self) -> float:
-        """Time between engine and front door."""
-        return self.relay_times.p99_s
 
     # ---- inside
 
@@ -361,28 +328,13 @@ class Core:
         hello.CopyFrom(self._hello)
         return hello
 
-    def _check_worker(self, info: worker_pb2.WorkerInfo) -> str:
-        """Say why a worker does not fit this controller; empty when it does."""
-        model = self._models.get(info.model)
-        if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            return f"worker {info.worker_id} serves model {info.model!r}, this controller knows {known}"
-        if info.tokenizer_hash != model.hash:
-            return (
-                f"worker {info.worker_id} has another tokenizer for {info.model!r} "
-                f"({info.tokenizer_hash[:12] or 'none'}, here {model.hash[:12]}); give both the same model folder"
-            )
-        return ""
-
     async def _housekeep(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             now_s = time.monotonic()
             for request in self.admission.expire(now_s):
-                self._fail(request, f"no replica came back: {self.replicas.why_none(request.call.model)}")
-
-
-_STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+                why = f"no replica came back: {self.replicas.why_none(request.call.model)}"
+                self._fail(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
 
 
 def _report(task: asyncio.Task[None]) -> None:

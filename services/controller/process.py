@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -16,6 +17,7 @@ from services.common.metrics import CollectorRegistry
 from services.common.store import Store, StoreUnavailable
 from services.controller.core import Core
 from services.controller.gate import Gate
+from services.controller.gauges import CoreGauges
 from services.controller.leadership import Leadership
 from services.controller.metrics import Metrics
 from services.controller.servers import Servers
@@ -83,13 +85,14 @@ async def _lead(
         settings.core,
         lost.set,
     )
+    gauges = CoreGauges(core)
     keeping = asyncio.create_task(leadership.keep())
     keeping.add_done_callback(lambda _: lost.set())
     try:
         if not await _unless_stopped(stopping, _start(core, store, leadership.fencing_token, gate)):
             return
         gate.open(core)
-        metrics.watch(core)
+        metrics.registry.register(gauges)
         waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(lost.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -104,7 +107,8 @@ async def _lead(
                 log.warning("%d requests were cut off after %g s", cut, settings.drain_s)
     finally:
         keeping.cancel()
-        metrics.unwatch()
+        with contextlib.suppress(KeyError):  # it did not get so far
+            metrics.registry.unregister(gauges)
         await core.close()
         await leadership.release()
 

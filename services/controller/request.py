@@ -75,8 +75,9 @@ class LiveRequest:
 
     slo: what the client was told, from arrival. value: worth of the promise. max_output_tokens: bound by max_tokens
     and the window. epoch: number of the current submission; wire_id names it on workers, so that events of an earlier
-    submission can never be taken for events of this one. attempts: replicas that were lost under it. late: a token
-    has missed its due time. next_due_s: when the next token is due, known when it resumes. Times are monotonic.
+    submission can never be taken for events of this one. attempts: submissions that have failed. late: a token has
+    missed its due time. answered: admission has decided once. told: the client has had a message. next_due_s: when
+    the next token is due, known when it resumes. Times are monotonic.
     """
 
     request_id: str
@@ -113,6 +114,7 @@ class LiveRequest:
     displaced_s: float = 0.0
     retry_at_s: float = 0.0
     answered: bool = False
+    told: bool = False
     late: bool = False
     explain: dict[str, object] = field(default_factory=dict)
     _history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))

@@ -22,7 +22,8 @@ def test_first_in_first_out_within_a_tenant_however_they_are_pushed(arrivals: li
         assert not queue.remove(request)
         gone.setdefault(request.tenant, []).append(request.arrival_s)
     assert sum(map(len, gone.values())) == len(arrivals)
-    assert len(queue) == 0 and not queue.models()
+    assert len(queue) == 0
+    assert not queue.models()
     assert all(times == sorted(times) for times in gone.values())
 
 
@@ -33,7 +34,8 @@ def test_heavy_tenants_go_first_but_age_wins_in_the_end() -> None:
     queue.push(make_request("heavy", arrival_s=9.0, tenant="heavy"))
     weights = {"heavy": 20.0}
     first = queue.first("tiny", 10.0, weights)
-    assert first is not None and first.request_id == "heavy"
+    assert first is not None
+    assert first.request_id == "heavy"
     queue.remove(first)
     queue.push(make_request("heavy-2", arrival_s=99.0, tenant="heavy"))
     assert queue.first("tiny", 100.0, weights) is light

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def split(pieces: list[str]) -> tuple[str, str]:
 
 def cut(text: str, cuts: list[int]) -> list[str]:
     points = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
-    return [text[a:b] for a, b in zip(points, points[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(points)]
 
 
 # Letters of the markers are likely, so that false beginnings of a marker occur.
@@ -29,7 +31,11 @@ texts = st.text(alphabet="<>/thinkx \n", max_size=30).filter(lambda text: END no
 
 
 @given(
-    thinking=texts, answer=texts, opened=st.booleans(), closed=st.booleans(), cuts=st.lists(st.integers(0, 200), max_size=12)
+    thinking=texts,
+    answer=texts,
+    opened=st.booleans(),
+    closed=st.booleans(),
+    cuts=st.lists(st.integers(0, 200), max_size=12),
 )
 def test_any_cutting_gives_the_same_two_texts(
     thinking: str, answer: str, opened: bool, closed: bool, cuts: list[int]

@@ -62,7 +62,7 @@ async def attached(peer: Peer, record: Record) -> AsyncIterator[Replica]:
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - replicas tell nobody of every change
             await asyncio.sleep(0.01)
 
 
@@ -86,7 +86,8 @@ async def test_hello_and_submission_carry_what_the_worker_needs() -> None:
         assert (peer.hellos[0].fencing_token, peer.hellos[0].last_event) == (7, 0)
         submit(replica)
         command = await peer.hear(lambda c: c.WhichOneof("command") == "submit")
-        assert list(command.submit.token_ids) == [1, 2, 3] and command.submit.prompt_tokens == 3
+        assert list(command.submit.token_ids) == [1, 2, 3]
+        assert command.submit.prompt_tokens == 3
         assert 0 < command.submit.ttft_remaining_us <= 1_000_000
         assert not command.submit.HasField("next_token_remaining_us")
         await until(lambda: replica.link.rtt_s > 0)
@@ -145,7 +146,8 @@ async def test_a_submission_that_was_lost_with_the_stream_goes_elsewhere() -> No
         peer.hang_up()  # and the next welcome names no request
         await until(lambda: record.displacements)
         assert record.displacements[0][0] == "r"
-        assert not replica.requests and mirror_is_empty(replica)
+        assert not replica.requests
+        assert mirror_is_empty(replica)
 
 
 async def test_lost_events_displace_every_request_and_take_it_back() -> None:
@@ -173,7 +175,8 @@ async def test_a_restarted_worker_has_nothing() -> None:
         peer.hang_up()
         await until(lambda: record.displacements)
         assert "restarted" in record.displacements[0][1]
-        assert replica.last_event == 0 and mirror_is_empty(replica)
+        assert replica.last_event == 0
+        assert mirror_is_empty(replica)
 
 
 async def test_requests_of_nobody_are_cancelled() -> None:
@@ -205,7 +208,8 @@ async def test_a_rejected_request_leaves_nothing_behind() -> None:
         submit(replica)
         peer.send(worker_pb2.Event(number=1, rejected=worker_pb2.Rejected(request_id="r", code=3, reason="no such")))
         await until(lambda: record.rejections == ["no such"])
-        assert not replica.requests and mirror_is_empty(replica)
+        assert not replica.requests
+        assert mirror_is_empty(replica)
 
 
 def mirror_is_empty(replica: Replica) -> bool:

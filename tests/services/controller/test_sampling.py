@@ -43,7 +43,7 @@ def test_a_bad_parameter_is_named(param: str, fields: dict[str, object]) -> None
 
 
 def test_a_prompt_that_fills_the_window_is_refused_with_the_lengths() -> None:
-    with pytest.raises(ApiError, match="100 tokens.*window is 100.*at most 99"):
+    with pytest.raises(ApiError, match=r"100 tokens.*window is 100.*at most 99"):
         checked_sampling(common_pb2.Sampling(), prompt_tokens=100, window=WINDOW)
 
 
@@ -55,7 +55,8 @@ def test_output_never_passes_the_window(prompt: int, asked: int | None) -> None:
     try:
         checked = checked_sampling(sampling, prompt, WINDOW)
     except ApiError:
-        assert asked is not None and asked > WINDOW - prompt
+        assert asked is not None
+        assert asked > WINDOW - prompt
         return
     assert 1 <= checked.max_tokens <= WINDOW - prompt
     assert checked.max_tokens == (asked if asked is not None else WINDOW - prompt)

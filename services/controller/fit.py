@@ -1,0 +1,22 @@
+"""Whether a worker and this controller can work together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from protos.slos.v1 import worker_pb2
+from services.controller.tokenizer import ModelTokenizer
+
+
+def why_unfit(models: Mapping[str, ModelTokenizer], info: worker_pb2.WorkerInfo) -> str:
+    """Say why a worker does not fit this controller's models; empty when it does."""
+    model = models.get(info.model)
+    if model is None:
+        known = ", ".join(sorted(models)) or "none"
+        return f"worker {info.worker_id} serves model {info.model!r}, this controller knows {known}"
+    if info.tokenizer_hash != model.hash:
+        return (
+            f"worker {info.worker_id} has another tokenizer for {info.model!r} "
+            f"({info.tokenizer_hash[:12] or 'none'}, here {model.hash[:12]}); give both the same model folder"
+        )
+    return ""
