@@ -22,6 +22,7 @@ _FINISH_REASON = {common_pb2.FINISH_REASON_STOP: "stop", common_pb2.FINISH_REASO
 class Choice(ABC):
     """State of one choice; give it every message of its call, either to stream or to collect.
 
+    failure: why the request failed, once a message has said so; what came before it is still to be sent.
     opening and nothing: JSON members of a chunk that opens the choice, and of one without output.
     """
 
@@ -38,6 +39,7 @@ class Choice(ABC):
         self._outcome: common_pb2.Outcome | None = None
         self._opened = False
         self.finish_reason: str | None = None
+        self.failure: ApiError | None = None
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.cached_tokens = 0
@@ -55,7 +57,7 @@ class Choice(ABC):
         """The choice of a whole answer, without index, finish_reason and slo."""
 
     def stream(self, message: client_pb2.GenerateResponse) -> bytes:
-        """Chunks for one message; ApiError when the request failed."""
+        """Chunks for one message."""
         finish_reason = message.finish_reason
         text = ""
         if message.HasField("promise"):
@@ -65,12 +67,12 @@ class Choice(ABC):
         if finish_reason:
             self._finish(message)
         text += self.stream_output(message, bool(finish_reason))
-        if finish_reason:
+        if self.finish_reason is not None:
             text += self.chunk(self.nothing, self.final_reason(), self.slo())
         return text.encode()
 
     def collect(self, message: client_pb2.GenerateResponse) -> None:
-        """Keep one message; ApiError when the request failed."""
+        """Keep one message."""
         if message.HasField("promise"):
             self._promise = message.promise
         if message.finish_reason:
@@ -98,11 +100,12 @@ class Choice(ABC):
     def _finish(self, message: client_pb2.GenerateResponse) -> None:
         reason = message.finish_reason
         if reason == common_pb2.FINISH_REASON_CANCELLED:
-            raise ApiError("CANCELLED", f"request {self._request_id} was cancelled")
+            self.failure = ApiError("CANCELLED", f"request {self._request_id} was cancelled")
+            return
         if reason not in _FINISH_REASON:
             why = message.error or f"`slosctl requests show {self._request_id}` has its history"
-            text = f"request {self._request_id} failed in the cluster: {why}"
-            raise ApiError("INTERNAL", text)
+            self.failure = ApiError("INTERNAL", f"request {self._request_id} failed in the cluster: {why}")
+            return
         self.finish_reason = _FINISH_REASON[reason]
         self.prompt_tokens = message.prompt_tokens
         self.output_tokens = message.output_tokens

@@ -143,15 +143,18 @@ class GenerationEndpoint(Generic[_Request]):
         try:
             async with aclosing(merged(self._gateway, calls)) as messages:
                 async for index, message in messages:
-                    events = choices[index].stream(message)
-                    if waiting:
+                    choice = choices[index]
+                    events = choice.stream(message)
+                    if waiting and choice.failure is None:
                         waiting.discard(index)
                         held += events
                         if waiting:
                             continue
                         events = held
-                    if events:
+                    if events and not waiting:
                         await stream.write(events)
+                    if choice.failure is not None:
+                        raise choice.failure
         finally:
             keeping_alive.cancel()
         _check_finished(choices, arrival.request_id)
@@ -174,7 +177,10 @@ class GenerationEndpoint(Generic[_Request]):
         choices = self._choices(request, arrival, tokenizer, head, calls)
         async with aclosing(merged(self._gateway, calls)) as messages:
             async for index, message in messages:
-                choices[index].collect(message)
+                choice = choices[index]
+                choice.collect(message)
+                if choice.failure is not None:
+                    raise choice.failure
         _check_finished(choices, arrival.request_id)
         wholes = [choice.whole() for choice in choices]
         if len(choices) > 1:

@@ -86,7 +86,9 @@ class EchoGateway:
         started = time.monotonic()
         while index < len(ids):
             if self.fail_after is not None and index >= self.fail_after:
-                yield message(finish_reason=common_pb2.FINISH_REASON_ERROR, error="the engine died")
+                yield message(
+                    text=", last words", finish_reason=common_pb2.FINISH_REASON_ERROR, error="the engine died"
+                )
                 return
             step = 1 if self.cut is None else generator.randint(1, 9)
             new = ids[index : index + step]

@@ -356,6 +356,7 @@ def test_failure_inside_a_stream_reaches_the_client(serve: Serve, catalog: Catal
     seen = []
     with pytest.raises(openai.APIError, match="the engine died"):
         seen.extend(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "".join(seen) == "abc, last words"
     answer = httpx.post(serve(gateway) + "/v1/chat/completions", json={"model": MODEL, "messages": HI})
     assert answer.status_code == 500
 
