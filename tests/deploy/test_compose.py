@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from compose_spec import PyCompose
-from podman_compose import ResetTag, rec_merge, rec_subs
+
+from tests.deploy.compose_files import merged
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
@@ -16,21 +17,6 @@ VARIANTS = {
     "cpu": ["docker-compose.yml", "docker-compose.cpu.yml"],
     "emulated": ["docker-compose.yml", "docker-compose.emulated.yml"],
 }
-
-
-def merged(files: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The files as a compose tool sees them: later ones win, variables put in, anchors' own keys gone."""
-    result: dict[str, Any] = {}
-    for name in files:
-        content = yaml.safe_load((ROOT / name).read_text())
-        rec_merge(result, {key: value for key, value in content.items() if not key.startswith("x-")})
-    return without_reset(rec_subs(result, environment))
-
-
-def without_reset(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_reset(item) for key, item in value.items() if not isinstance(item, ResetTag)}
-    return value
 
 
 @pytest.fixture(params=sorted(VARIANTS))
