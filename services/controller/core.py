@@ -16,6 +16,7 @@ import grpc
 from protos.slos.v1 import client_pb2, common_pb2, worker_pb2
 from scheduling.lengths import LengthEstimator
 from scheduling.policy import Policy
+from services.common.rpc import PROTO_VERSION
 from services.common.store import Store
 from services.controller.admission import AdmissionLoop, AdmissionSettings
 from services.controller.best_effort import BestEffortQueue
@@ -29,7 +30,7 @@ from services.controller.journal import JournalWriter
 from services.controller.ledger import Ledger, closing_of, outcome_of
 from services.controller.metrics import Metrics
 from services.controller.relay import Relay, RelayTimes
-from services.controller.replica import PROTO_VERSION, Replica
+from services.controller.replica import Replica
 from services.controller.replicas import ReplicaManager, ReplicaSettings
 from services.controller.request import LiveRequest
 from services.controller.tokenizer import ModelTokenizer

@@ -253,7 +253,8 @@ class WorkerLink:
         def stamp(command: worker_pb2.Command, now_s: float) -> None:
             self._pings[command.ping.nonce] = now_s
 
-        self.send(worker_pb2.Command(ping=worker_pb2.Ping(nonce=self._nonce)), stamp)
+        ping = worker_pb2.Ping(nonce=self._nonce, rtt_us=round(self.rtt_s * 1e6))
+        self.send(worker_pb2.Command(ping=ping), stamp)
         return self._nonce
 
     def _pong(self, nonce: int, now_s: float) -> None:

@@ -14,13 +14,13 @@ import grpc
 
 from protos.slos.v1 import common_pb2, worker_pb2
 from scheduling.types import Admission
+from services.common.rpc import PROTO_VERSION
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
 from services.controller.request import LiveRequest
 
 log = logging.getLogger(__name__)
 
-PROTO_VERSION = 1
 STEP_TIMES_KEPT = 100
 
 
@@ -180,6 +180,7 @@ class Replica:
     def drain(self, draining: bool) -> None:
         """Stop or resume taking new work."""
         self.draining = draining
+        self.info.draining = draining
         self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=draining)))
         self._settle()
 
@@ -230,6 +231,8 @@ class Replica:
         if not same_process:
             self.last_event = self.acknowledged = 0
             self.draining = False
+        # A worker may drain by its own decision, or for a controller before this one.
+        self.draining = self.draining or info.draining
         self.incarnation = welcome.incarnation
         self.info = info
         held = set(welcome.request_ids)
@@ -238,11 +241,11 @@ class Replica:
             self._gone(wire_id)
         for wire_id in held - self.requests.keys():
             self._take_back(wire_id)
-        if self.draining:
+        if self.draining and not info.draining:
             self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=True)))
         self.problem = ""
         log.info("worker %s attached (%s, %s)", self.worker_id, info.model, info.hardware)
-        self._settle()
+        self._settle(drained=self.draining and not held)
 
     def replayed(self) -> None:
         """Give up on requests whose submission was lost with the old connection."""
@@ -264,10 +267,13 @@ class Replica:
             self._stepped(event.step, received_s)
         elif kind == "rejected":
             self._rejected(event.rejected)
+        elif kind == "draining":
+            log.warning("worker %s takes nothing new: %s", self.worker_id, event.draining.reason)
+            self.draining = True
+            self.problem = event.draining.reason
+            self._settle()
         elif kind == "drained":
-            if self.draining:
-                self.state = ReplicaState.DRAINED
-                self._events.changed(self)
+            self._settle(drained=self.draining)
         elif kind == "stopping":
             log.warning("worker %s stops: %s", self.worker_id, event.stopping.reason)
             self.problem = f"it stops: {event.stopping.reason}"
@@ -350,6 +356,9 @@ class Replica:
             self._events.displaced(self, requests, reason)
         self._events.changed(self)
 
-    def _settle(self) -> None:
-        self.state = ReplicaState.DRAINING if self.draining else ReplicaState.READY
+    def _settle(self, drained: bool = False) -> None:
+        if drained:
+            self.state = ReplicaState.DRAINED
+        else:
+            self.state = ReplicaState.DRAINING if self.draining else ReplicaState.READY
         self._events.changed(self)
