@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a transfer: blocks [block_start, block_end) of layers [layer_start, layer_end), counted in the request."""
+    """Blocks [block_start, block_end) of layers [layer_start, layer_end) of a request, counted from its first block."""
 
     layer_start: int
     layer_end: int

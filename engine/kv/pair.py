@@ -23,7 +23,7 @@ class Pair:
     """
 
     def __init__(self, peer: str, config: KvConfig, on_death: Callable[[Pair, str], None]) -> None:
-        """peer names the other end in logs."""
+        """Peer names the other end in logs."""
         self.peer = peer
         self.config = config
         self._on_death = on_death
@@ -88,8 +88,9 @@ class Pair:
             self.die(str(error))
 
     def beat(self, keys: list[TransferKey]) -> None:
-        """Tell the peer that this end lives and which transfers it holds."""
-        self.tell({"type": "beat", "transfers": [key.to_wire() for key in keys]})
+        """Tell the peer that this end lives and which transfers it holds; nothing before the handshake is over."""
+        if self._link is not None:
+            self.tell({"type": "beat", "transfers": [key.to_wire() for key in keys]})
 
     def check(self) -> None:
         """Die when the peer has been silent for longer than io_timeout_s."""

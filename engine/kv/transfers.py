@@ -17,7 +17,7 @@ from engine.kv.layout import Piece
 
 
 class DeviceEvent(Protocol):
-    """A point in a device's stream (torch.cuda.Event); None stands for host memory, where work is done when it returns."""
+    """A point in a device's stream (torch.cuda.Event); None stands for host memory, which needs no waiting."""
 
     def synchronize(self) -> None:
         """Wait until the device has passed the point."""

@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def test_blocks_arrive_whole_in_any_order_of_events(pair: tuple[KvEndpoint, KvEn
         first = chooser.randrange(count)
         untouched = [layer[target[:first]].clone() for layer in consumer.test_caches]  # type: ignore[attr-defined]
         steps = [
-            lambda: producer.offer(key, consumer.address),
-            lambda: consumer.expect(key, target, first),
+            partial(producer.offer, key, consumer.address),
+            partial(consumer.expect, key, target, first),
         ]
         chooser.shuffle(steps)
         for step in steps:
