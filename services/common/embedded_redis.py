@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -123,10 +124,10 @@ class EmbeddedRedis:
                 process.wait(timeout_s)
         self._address_file.unlink(missing_ok=True)
 
-    def wait(self) -> None:
-        """Return when the server process has ended; at once when it is not our child."""
-        if self._process is not None:
-            self._process.wait()
+    @property
+    def running(self) -> bool:
+        """The server process is our child and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
         """End the server at once, as a crash would; start() brings it back on the same address."""
@@ -193,9 +194,13 @@ def main(data_dir: Path, port: int, password: str) -> None:
     except EmbeddedRedisError as error:
         raise click.ClickException(str(error)) from error
     click.echo(redact(server.url))
+    # The handler only takes note: waiting for the child in it would wait for the wait that it interrupts.
+    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stop())
-    server.wait()
+        signal.signal(number, lambda *_: stopping.set())
+    while server.running and not stopping.wait(0.2):
+        pass
+    server.stop()
 
 
 if __name__ == "__main__":
