@@ -82,10 +82,9 @@ class EmulatedCore:
         """Take a request in; RequestRejected when it can never run."""
         max_tokens = self._check(request)
         output = request.token_ids[request.prompt_tokens :]
-        text = StopText(request.sampling.stop)
         script = OutputScript(request, self._config)
-        for position, token in enumerate(output):
-            text.add(script.word(token, position), position + 1 > request.sampling.min_tokens)
+        before = "".join(script.word(token, position) for position, token in enumerate(output))
+        text = StopText(request.sampling.stop, before[request.text_chars :])
         thinks = request.thinking_end_token_id is not None and not request.thinking_done
         thinks = thinks and request.thinking_end_token_id not in output
         live = Live(request, script, text, list(request.token_ids), max_tokens, thinks)

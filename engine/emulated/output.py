@@ -90,11 +90,11 @@ class OutputScript:
 class StopText:
     """Finds stop strings in growing text; what could be the start of one is held back."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Take the strings at which the output ends."""
+    def __init__(self, stops: Sequence[str], pending: str = "") -> None:
+        """Take the strings at which the output ends, and text that was not shown yet."""
         self._stops = [stop for stop in stops if stop]
         self._hold = max((len(stop) for stop in self._stops), default=1) - 1
-        self._pending = ""
+        self._pending = pending
 
     def add(self, piece: str, may_stop: bool = True) -> tuple[str, bool]:
         """Return the text that may be shown now, and whether a stop string has come; may_stop: it counts if so."""

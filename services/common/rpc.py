@@ -9,6 +9,9 @@ import grpc
 
 from services.common.security import SecurityError, SecuritySettings, read_file, server_credentials, server_interceptors
 
+PROTO_VERSION = 1
+"""Version of the worker API that this release speaks."""
+
 Options = Sequence[tuple[str, Any]]
 
 _LIMITS: list[tuple[str, Any]] = [

@@ -1,0 +1,1 @@
+"""A worker that produces tokens: the host of services.worker_host with role decode unless told otherwise."""

@@ -93,7 +93,8 @@ def test_another_engine_goes_on_where_the_first_one_stopped(seed: int, cut: int,
     tokens = tokens_of(whole)
     cut = min(cut, len(tokens) - 1)
     first = [update for update in whole if update.token_ids][:cut]
-    rest = alone(replace(request, token_ids=tuple(prompt + tokens[:cut])))
+    shown = sum(len(update.text) for update in first)
+    rest = alone(replace(request, token_ids=tuple(prompt + tokens[:cut]), text_chars=shown))
     assert tokens_of(rest) == tokens[cut:]
     assert "".join(u.text for u in first) + "".join(u.text for u in rest) == "".join(u.text for u in whole)
     assert rest[-1].finish_reason == whole[-1].finish_reason

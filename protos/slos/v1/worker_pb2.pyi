@@ -158,7 +158,7 @@ class Configure(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., time_margin: _Optional[float] = ..., best_effort_floor: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "welcome", "step", "rejected", "pong", "drained", "stopping", "role_changed")
+    __slots__ = ("number", "welcome", "step", "rejected", "pong", "drained", "stopping", "role_changed", "draining")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class Event(_message.Message):
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
     ROLE_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     number: int
     welcome: Welcome
     step: Step
@@ -175,7 +176,8 @@ class Event(_message.Message):
     drained: Drained
     stopping: Stopping
     role_changed: RoleChanged
-    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., role_changed: _Optional[_Union[RoleChanged, _Mapping]] = ...) -> None: ...
+    draining: Draining
+    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., role_changed: _Optional[_Union[RoleChanged, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("info", "request_ids", "oldest_event", "incarnation")
@@ -298,6 +300,12 @@ class Pong(_message.Message):
 class Drained(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Stopping(_message.Message):
     __slots__ = ("reason",)

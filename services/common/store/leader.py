@@ -83,6 +83,10 @@ class Leader:
         """Step down, so that a standby need not wait for the lock to expire."""
         await self._connection.run(self._release(keys=self._keys[:1], args=[lease.fencing_token]))
 
+    async def fence(self) -> int:
+        """Return the newest fencing token; 0 when nobody has led yet."""
+        return int(await self._connection.run(self._connection.redis.get(self._keys[1])) or 0)
+
     async def holder(self) -> LeaderLease | None:
         """Who leads now."""
         text = await self._connection.run(self._connection.redis.get(self._keys[0]))
