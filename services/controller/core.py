@@ -245,7 +245,7 @@ class Core:
         """End a request with an error: in its last message when it has had one before, else as a refusal."""
         self._stop(request)
         if request.told:
-            request.finish(common_pb2.FINISH_REASON_ERROR, error.message)
+            request.finish(common_pb2.FINISH_REASON_ERROR, error.message, error.code)
         else:
             self.refused(request, error)
 

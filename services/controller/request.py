@@ -188,7 +188,7 @@ class LiveRequest:
             self.promised = True
         self.tell_promise()
 
-    def finish(self, finish_reason: common_pb2.FinishReason, error: str = "") -> None:
+    def finish(self, finish_reason: common_pb2.FinishReason, error: str = "", error_code: str = "") -> None:
         """End the request towards its client; a second end is ignored."""
         if self.finished:
             return
@@ -202,6 +202,7 @@ class LiveRequest:
         self.finished_s = time.monotonic()
         message.finish_reason = finish_reason
         message.error = error
+        message.error_code = error_code
         message.prompt_tokens = self.prompt_tokens
         message.output_tokens = len(self.output)
         message.cached_tokens = self.cached_tokens

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.slos.v1 import common_pb2 as protos_dot_slos_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/slos/v1/client.proto\x12\x07slos.v1\x1a\x1bprotos/slos/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"6\n\x0c\x43hatMessages\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.slos.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x8a\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12*\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x11.slos.v1.TokenIdsH\x00\x12%\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x15.slos.v1.ChatMessagesH\x00\x12#\n\x08sampling\x18\x06 \x01(\x0b\x32\x11.slos.v1.Sampling\x12\x1d\n\x03slo\x18\x07 \x01(\x0b\x32\x10.slos.v1.SloSpec\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\tB\x07\n\x05input\"\xd4\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x07promise\x18\x02 \x01(\x0b\x32\x10.slos.v1.Promise\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.slos.v1.PositionLogprobs\x12,\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x15.slos.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x15\n\rcached_tokens\x18\t \x01(\r\x12!\n\x07outcome\x18\n \x01(\x0b\x32\x10.slos.v1.Outcome\x12\x16\n\x0ereasoning_text\x18\x0b \x01(\t\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"D\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x16\n\x0eready_replicas\x18\x03 \x01(\r\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.slos.v1.Model2\xcd\x01\n\x06\x43lient\x12\x41\n\x08Generate\x12\x18.slos.v1.GenerateRequest\x1a\x19.slos.v1.GenerateResponse0\x01\x12\x39\n\x06\x43\x61ncel\x12\x16.slos.v1.CancelRequest\x1a\x17.slos.v1.CancelResponse\x12\x45\n\nListModels\x12\x1a.slos.v1.ListModelsRequest\x1a\x1b.slos.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/slos/v1/client.proto\x12\x07slos.v1\x1a\x1bprotos/slos/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"6\n\x0c\x43hatMessages\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.slos.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x8a\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12*\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x11.slos.v1.TokenIdsH\x00\x12%\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x15.slos.v1.ChatMessagesH\x00\x12#\n\x08sampling\x18\x06 \x01(\x0b\x32\x11.slos.v1.Sampling\x12\x1d\n\x03slo\x18\x07 \x01(\x0b\x32\x10.slos.v1.SloSpec\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\tB\x07\n\x05input\"\xe8\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x07promise\x18\x02 \x01(\x0b\x32\x10.slos.v1.Promise\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.slos.v1.PositionLogprobs\x12,\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x15.slos.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x15\n\rcached_tokens\x18\t \x01(\r\x12!\n\x07outcome\x18\n \x01(\x0b\x32\x10.slos.v1.Outcome\x12\x16\n\x0ereasoning_text\x18\x0b \x01(\t\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12\x12\n\nerror_code\x18\r \x01(\t\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse\"\x13\n\x11ListModelsRequest\"D\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x16\n\x0eready_replicas\x18\x03 \x01(\r\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.slos.v1.Model2\xcd\x01\n\x06\x43lient\x12\x41\n\x08Generate\x12\x18.slos.v1.GenerateRequest\x1a\x19.slos.v1.GenerateResponse0\x01\x12\x39\n\x06\x43\x61ncel\x12\x16.slos.v1.CancelRequest\x1a\x17.slos.v1.CancelResponse\x12\x45\n\nListModels\x12\x1a.slos.v1.ListModelsRequest\x1a\x1b.slos.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=197
   _globals['_GENERATEREQUEST']._serialized_end=463
   _globals['_GENERATERESPONSE']._serialized_start=466
-  _globals['_GENERATERESPONSE']._serialized_end=806
-  _globals['_CANCELREQUEST']._serialized_start=808
-  _globals['_CANCELREQUEST']._serialized_end=843
-  _globals['_CANCELRESPONSE']._serialized_start=845
-  _globals['_CANCELRESPONSE']._serialized_end=861
-  _globals['_LISTMODELSREQUEST']._serialized_start=863
-  _globals['_LISTMODELSREQUEST']._serialized_end=882
-  _globals['_MODEL']._serialized_start=884
-  _globals['_MODEL']._serialized_end=952
-  _globals['_LISTMODELSRESPONSE']._serialized_start=954
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1006
-  _globals['_CLIENT']._serialized_start=1009
-  _globals['_CLIENT']._serialized_end=1214
+  _globals['_GENERATERESPONSE']._serialized_end=826
+  _globals['_CANCELREQUEST']._serialized_start=828
+  _globals['_CANCELREQUEST']._serialized_end=863
+  _globals['_CANCELRESPONSE']._serialized_start=865
+  _globals['_CANCELRESPONSE']._serialized_end=881
+  _globals['_LISTMODELSREQUEST']._serialized_start=883
+  _globals['_LISTMODELSREQUEST']._serialized_end=902
+  _globals['_MODEL']._serialized_start=904
+  _globals['_MODEL']._serialized_end=972
+  _globals['_LISTMODELSRESPONSE']._serialized_start=974
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1026
+  _globals['_CLIENT']._serialized_start=1029
+  _globals['_CLIENT']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

@@ -103,8 +103,8 @@ class Choice(ABC):
             self.failure = ApiError("CANCELLED", f"request {self._request_id} was cancelled")
             return
         if reason not in _FINISH_REASON:
-            why = message.error or f"`slosctl requests show {self._request_id}` has its history"
-            self.failure = ApiError("INTERNAL", f"request {self._request_id} failed in the cluster: {why}")
+            text = message.error or f"`slosctl requests show {self._request_id}` has its history"
+            self.failure = ApiError(message.error_code or "INTERNAL", f"request {self._request_id} failed: {text}")
             return
         self.finish_reason = _FINISH_REASON[reason]
         self.prompt_tokens = message.prompt_tokens

@@ -56,7 +56,7 @@ CHAT = Api(
     chunk_object="chat.completion.chunk",
     calls=chat_calls,
     choice=ChatChoice,
-    params={"prompt": "messages", "request_id": "x-request-id"},
+    params={"prompt": "messages", "request_id": "x-request-id", "tenant": "x-tenant"},
 )
 COMPLETIONS = Api(
     request=CompletionRequest,
@@ -65,7 +65,7 @@ COMPLETIONS = Api(
     chunk_object="text_completion",
     calls=completion_calls,
     choice=CompletionChoice,
-    params={"request_id": "x-request-id"},
+    params={"request_id": "x-request-id", "tenant": "x-tenant"},
 )
 
 
