@@ -123,7 +123,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 def _worker(options: Options, index: int, role: str, common: list[str], cores: list[int], logs: Path) -> ChildSpec:
     name = f"worker-{index}" if role == "both" else f"{role}-{index}"
     module = "services.prefill_worker" if role == "prefill" else "services.decode_worker"
-    arguments = [*common, "--worker-id", name, "--role", role, "--engine", options.engine, *options.worker_arguments]
+    arguments = [
+        *common,
+        *("--worker-id", name),
+        *("--role", role),
+        *("--engine", options.engine),
+        *("--model-path", str(options.model)),
+        *("--policy", options.policy),
+        *options.worker_arguments,
+    ]
     if options.engine == "vllm":
         arguments += ["--cpu-cores", ",".join(str(core) for core in cores)]
     return ChildSpec(name, _module(module, arguments), logs / f"{name}.log")
