@@ -9,6 +9,8 @@ Map of the folder
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings
   admission               the admission problem of one replica as arrays, and its exact oracle
+  promotion               best-effort residents that could be promised now
+  tiers, paper_batching   the paper's own problem and batches, for `dp` and `edf-pb`
   routing                 which replicas are asked first, by name
   registry, policies/     policies by name: scheduling.registry.get("slos") -> Policy
   kernels/                the compiled core; `python -m scheduling.compile` fills its cache at install

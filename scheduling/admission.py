@@ -7,7 +7,7 @@ will need when they have grown fits, and all can decode side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,6 +57,47 @@ def newcomer(candidate: Candidate) -> Newcomer:
     )
 
 
+def resident(table: RequestTable, request_id: str, value: float) -> Newcomer:
+    """A best-effort resident that could be promoted, as it stands in the table."""
+    slot = table.slot(request_id)
+    remaining = int(table.prefill_remaining[slot])
+    first = table.generated[slot] == 0
+    due_s = table.prefill_deadline_s[slot] if first else table.next_deadline_s[slot]
+    pace_s = min(table.tpot_s[slot], table.answer_tpot_s[slot])
+    return Newcomer(
+        request_id,
+        remaining,
+        float(due_s),
+        float(pace_s),
+        int(table.context[slot]),
+        int(table.remaining_output[slot]),
+        value,
+        slot,
+    )
+
+
+def newcomers_of(
+    candidates: Sequence[Candidate], table: RequestTable, limits: EngineLimits
+) -> tuple[list[Newcomer], dict[str, str]]:
+    """Candidates as newcomers, and those that can never run with the reason.
+
+    A candidate whose id is in the table is a best-effort resident that asks for promotion.
+    """
+    possible: list[Newcomer] = []
+    declined: dict[str, str] = {}
+    for c in candidates:
+        if c.request_id in table:
+            possible.append(resident(table, c.request_id, c.value))
+        elif c.prompt_tokens >= limits.max_model_len:
+            declined[c.request_id] = (
+                f"{c.prompt_tokens} prompt tokens leave no room for output in the window of {limits.max_model_len} "
+                "tokens; shorten the prompt"
+            )
+        else:
+            possible.append(newcomer(c))
+    return possible, declined
+
+
 @dataclass(slots=True)
 class Problem:
     """One replica's residents and the newcomers, ready for the kernels; `items` index the newcomers' columns."""
@@ -75,11 +116,9 @@ class Problem:
     caps: FloatArray
     limits: EngineLimits
     capacity_blocks: float
-    overload: bool = field(default=False)
-    """The residents alone are infeasible: nobody can be added."""
 
     def check(self, chosen: BoolArray) -> tuple[int, int, float, float]:
-        """Verdict of the oracle on a set of newcomers: (verdict, column that binds, seconds of prefill, peak blocks)."""
+        """Verdict on a set of newcomers: (verdict, column that binds, seconds until prefills are done, peak blocks)."""
         return all_at_once(
             self.state,
             self.order,

@@ -26,7 +26,7 @@ def warm_up() -> None:
         Candidate("b", 0.0, 2000, Slo(0.3, 0.05), 50, 100),
         Candidate("c", 0.0, 300, Slo(0.4, 0.05), 50, 100),
     ]
-    for name in ("slos", "edf-exact"):
+    for name in ("slos", "edf-exact", "dp", "edf-pb"):
         policy = registry.get(name)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)

@@ -162,9 +162,9 @@ def fill_best_effort(
         slot = -1
         for other in range(used):
             waits = flags[ACTIVE, other] and (relegated[other] or not flags[STANDARD, other])
-            if waits and not holds_memory(ints, other) and not preempted[other] and not started[other]:
-                if slot < 0 or _later(ints, floats, slot, other):
-                    slot = other
+            waits = waits and not (holds_memory(ints, other) or preempted[other] or started[other])
+            if waits and (slot < 0 or _later(ints, floats, slot, other)):
+                slot = other
         if slot < 0:
             break
         need = extra_blocks(ints, slot, ints[PREFILL_REMAINING, slot] + 1, block_size)

@@ -1,9 +1,9 @@
 """The decorator of all kernels, and where compiled code is kept.
 
 `python -m scheduling.compile` fills the cache at install, so that no first request pays for compilation. The cache
-lies beside this file in __pycache__, keyed by the text of all kernels; where that folder cannot be written (a read-only install) it
-is copied to a private folder under the system's temporary directory, because numba insists on writing beside what it
-reads. SLOS_KERNEL_CACHE names another folder.
+lies in __pycache__ beside the source, keyed by the text of the kernels; where that folder cannot be written (a
+read-only install) it is copied to a private folder under the system's temporary directory, because numba insists on
+writing where it reads. SLOS_KERNEL_CACHE names another folder.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ R = TypeVar("R")
 _HERE = Path(__file__).parent
 
 
-def source_key() -> str:
+def source_key(folder: Path = _HERE) -> str:
     """Key of the kernels' text: numba itself does not notice a change in a kernel that another one calls."""
     digest = hashlib.sha256()
-    for path in sorted(_HERE.glob("*.py")):
-        digest.update(path.read_bytes())
+    for source in dict.fromkeys((_HERE, folder)):
+        for path in sorted(source.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-@lru_cache(maxsize=1)
-def cache_dir() -> Path:
-    """Folder of the compiled kernels; made when it does not exist."""
+@lru_cache(maxsize=16)
+def cache_dir(folder: Path = _HERE) -> Path:
+    """Where the compiled kernels of a source folder are kept; made when it does not exist."""
+    key = f"kernels-{source_key(folder)}"
     chosen = os.environ.get("SLOS_KERNEL_CACHE")
-    shipped = (Path(chosen) if chosen else _HERE / "__pycache__") / f"kernels-{source_key()}"
+    shipped = (Path(chosen) if chosen else folder / "__pycache__") / key
     if _writable(shipped):
         return shipped
-    private = Path(tempfile.gettempdir()) / f"slos-kernels-{os.getuid()}-{source_key()}"
+    private = Path(tempfile.gettempdir()) / f"slos-{os.getuid()}-{key}"
     if not private.exists() and shipped.exists():
         staging = Path(tempfile.mkdtemp(prefix="slos-kernels-"))
         shutil.copytree(shipped, staging, dirs_exist_ok=True)
@@ -74,7 +76,7 @@ def _writable(path: Path) -> bool:
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first use, keep the result in cache_dir."""
     saved = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_dir())
+    numba.config.CACHE_DIR = str(cache_dir(Path(function.__code__.co_filename).parent))
     try:
         return cast("Callable[P, R]", numba.njit(cache=True, error_model="numpy", nogil=True)(function))
     finally:

@@ -161,7 +161,7 @@ def label_search(
             states[child, REM, items[k]] = item_rem[k]
             heads[child] = heads[label]
             clocks[child] = clocks[label]
-            verdict, bind, done, peak = check_set(
+            verdict, _bind, done, peak = check_set(
                 states[child], order, heads[child], clocks[child], rank, lines, caps, max_tokens, max_requests,
                 block_size, capacity_blocks, scratch, served, chunks, load,
             )  # fmt: skip

@@ -73,17 +73,17 @@ def shed_latest(
     )
     if outcome == FORMED:
         return after, time, end
-    return _anything(state, n, order, m, now, lines, max_tokens, max_requests, served, chunks, load)
+    return form_anything(state, n, order, m, lines, now, max_tokens, max_requests, served, chunks, load)
 
 
 @kernel
-def _anything(
+def form_anything(
     state: FloatArray,
     n: int,
     order: IntArray,
     m: int,
-    now: float,
     lines: FloatArray,
+    now: float,
     max_tokens: float,
     max_requests: float,
     served: BoolArray,

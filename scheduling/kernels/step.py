@@ -130,14 +130,14 @@ def plan_step(
             eager = attempt == 0 or attempt == 3
             use_lines = lines if attempt < 3 else bare
             use_caps = wide if attempt == 2 else caps
-            outcome, time, end, after, bind = form_batch(
+            outcome, time, end, after, _bind = form_batch(
                 state, n, order, 0, m, now, eager, use_lines, use_caps, max_tokens, max_requests, served, chunks, load
             )
             if outcome != FORMED:
                 continue
             trial = state.copy()
             head = commit_batch(trial, n, order, 0, after, served, chunks)
-            verdict, done, bind = feasible_from(
+            verdict, _done, _bind = feasible_from(
                 trial, n, order, head, m, now + time, use_lines, use_caps, max_tokens, max_requests,
                 scratch_served, scratch_chunks, load,
             )  # fmt: skip

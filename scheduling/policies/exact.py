@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Problem, build, newcomer, reason
+from scheduling.admission import Problem, build, newcomers_of, reason
 from scheduling.batching import DEFAULT_SETTINGS, BatchSettings
 from scheduling.request_table import BoolArray, RequestTable
 from scheduling.time_model import TimeModel
@@ -36,17 +36,11 @@ class ExactAdmission:
         candidates: Sequence[Candidate],
     ) -> AdmissionDecision:
         """Decide for one replica; candidates are considered in deadline order."""
-        impossible = {
-            c.request_id: f"{c.prompt_tokens} prompt tokens do not fit the window of {limits.max_model_len} tokens"
-            for c in candidates
-            if c.prompt_tokens >= limits.max_model_len
-        }
-        possible = [newcomer(c) for c in candidates if c.request_id not in impossible]
+        possible, declined = newcomers_of(candidates, table, limits)
         if not possible:
-            return AdmissionDecision((), impossible)
+            return AdmissionDecision((), declined)
         problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
         chosen, explain = self._search(problem)
-        declined = dict(impossible)
         if not chosen.all():
             # Why each of the others cannot join the set.
             _, verdicts, binds = problem.greedy(chosen)

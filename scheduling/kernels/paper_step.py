@@ -1,0 +1,112 @@
+"""One batch of Algorithm 2 for the paper's planner: size by the earliest deadline, looser requests skip batches.
+
+What prefills leave of the batch goes to decodes ahead of their deadline and to best-effort work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.kernels.batches import CAP_PACES, FORMED, form_batch
+from scheduling.kernels.filler import fill_best_effort
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.memory import make_room
+from scheduling.kernels.rows import CTX, DUE, EPS, REM, prefill_order
+from scheduling.kernels.shed import form_anything
+from scheduling.kernels.step import keep_promised
+from scheduling.kernels.steptime import add_decode
+from scheduling.request_table import BoolArray, FloatArray, IntArray
+
+
+@kernel
+def plan_paper_step(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    free_blocks: int,
+    lines: FloatArray,
+    margin: float,
+    settings: FloatArray,
+    longest: float,
+    max_tokens: float,
+    max_requests: float,
+    block_size: int,
+    total_blocks: int,
+) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, float]:
+    """Return (decode slots, prefill slots, prefill tokens, preempted slots, relegated slots, predicted seconds)."""
+    load = np.empty(lines.shape[0])
+    trial = np.empty(lines.shape[0])
+    slots, state, missed = keep_promised(ints, floats, flags, used, now, lines / margin, max_tokens, load)
+    n = len(slots)
+    relegated = np.zeros(used, np.bool_)
+    for slot in missed:
+        relegated[slot] = True
+    preempted = np.zeros(used, np.bool_)
+    decode_slots = np.empty(used, np.int64)
+    prefill_slots = np.empty(used, np.int64)
+    prefill_tokens = np.empty(used, np.int64)
+    decodes = 0
+    prefills = 0
+    order, m = prefill_order(state, n, 0)
+    served = np.zeros(n, np.bool_)
+    chunks = np.zeros(m)
+    caps = np.full(4, longest)
+    caps[CAP_PACES] = 0.0
+    time, end, after = 0.0, now + longest, 0
+    if n > 0:
+        outcome, time, end, after, _bind = form_batch(
+            state, n, order, 0, m, now, False, lines, caps, max_tokens, max_requests, served, chunks, load
+        )
+        if outcome != FORMED:
+            after, time, end = form_anything(
+                state, n, order, m, lines, now, max_tokens, max_requests, served, chunks, load
+            )
+    room = max_tokens
+    requests = 0.0
+    for at in range(after):
+        if chunks[at] > 0.0:
+            prefill_slots[prefills] = slots[order[at]]
+            prefill_tokens[prefills] = int(chunks[at])
+            prefills += 1
+            room -= chunks[at]
+            requests += 1.0
+    for i in range(n):
+        if served[i]:
+            decode_slots[decodes] = slots[i]
+            decodes += 1
+            room -= 1.0
+            requests += 1.0
+    # Budget that no admitted prefill wants: decodes ahead of their deadline.
+    ahead = np.argsort(state[DUE])
+    for i in ahead:
+        if state[REM, i] != 0.0 or served[i] or requests >= max_requests or room < 1.0:
+            continue
+        trial[:] = load
+        longer = add_decode(lines, trial, 1.0, state[CTX, i])
+        if now + longer > end + EPS:
+            break
+        load[:] = trial
+        time = longer
+        decode_slots[decodes] = slots[i]
+        decodes += 1
+        room -= 1.0
+        requests += 1.0
+    free, decodes, prefills = make_room(
+        ints, floats, flags, used, relegated, free_blocks, block_size, int(max_requests),
+        decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
+    )  # fmt: skip
+    decodes, prefills, time = fill_best_effort(
+        ints, floats, flags, used, relegated, now, end, lines, settings, max_tokens, max_requests, free,
+        block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
+        decodes + prefills == 0,
+    )  # fmt: skip
+    return (
+        decode_slots[:decodes],
+        prefill_slots[:prefills],
+        prefill_tokens[:prefills],
+        np.flatnonzero(preempted),
+        np.flatnonzero(relegated),
+        time,
+    )

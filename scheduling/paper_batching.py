@@ -1,0 +1,46 @@
+"""The paper's batches: Algorithm 2, for the policies `dp` and `edf-pb`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduling.batching import DEFAULT_SETTINGS, BatchSettings, settings_array
+from scheduling.kernels.paper_step import plan_paper_step
+from scheduling.policy import BatchPlan
+from scheduling.request_table import RequestTable
+from scheduling.time_model import TimeModel
+from scheduling.types import EngineLimits
+
+
+@dataclass(frozen=True, slots=True)
+class PaperBatching:
+    """Dynamic batch size by the tightest next-token deadline; at most longest_s, the paper's replanning timeout."""
+
+    longest_s: float = 0.1
+    settings: BatchSettings = DEFAULT_SETTINGS
+
+    def plan(
+        self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
+    ) -> BatchPlan:
+        """Plan one step; never empty while a request could run."""
+        shortest_s = 2.0 * float(model.array[:, 0].max())
+        decode_slots, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_paper_step(
+            table.ints,
+            table.floats,
+            table.flags,
+            table.high_water,
+            now_s,
+            free_blocks,
+            model.array,
+            model.margin,
+            settings_array(self.settings),
+            max(self.longest_s, shortest_s),
+            float(limits.max_batch_tokens),
+            float(limits.max_batch_requests),
+            limits.block_size,
+            limits.total_blocks,
+        )
+        spec_tokens = np.ones(len(decode_slots), dtype=np.int64)
+        return BatchPlan(decode_slots, spec_tokens, prefill_slots, prefill_tokens, preempted, relegated, predicted_s)
