@@ -19,6 +19,8 @@ from redis.exceptions import (
     RedisError,
 )
 
+_CONNECTIONS = 32
+
 
 class StoreUnavailable(Exception):
     """Redis does not answer, or refuses; the text says which and what to do."""
@@ -56,6 +58,8 @@ class StoreConnection:
         self._settings = settings
         self._where = redact(settings.url)
         self.available = True
+        self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._calls: set[asyncio.Task[Any]] = set()
         options: dict[str, Any] = {"ssl_ca_certs": settings.tls_ca} if settings.tls_ca else {}
         try:
             # One quick retry replaces connections that a restart of Redis has cut; all our calls may be repeated.
@@ -66,6 +70,7 @@ class StoreConnection:
                 socket_connect_timeout=settings.connect_timeout_s,
                 retry=Retry(ConstantBackoff(0.05), 1),
                 client_name="slos",
+                max_connections=2 * _CONNECTIONS,
                 **options,
             )
         except ValueError as error:
@@ -78,10 +83,18 @@ class StoreConnection:
 
         Untyped, since the client's annotations leave open whether answers are text and whether calls are awaitable.
         """
+        # A task of its own, since the client's calls now and then swallow their cancellation; ours must not.
+        task = asyncio.create_task(self._bounded(call))
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        # Twice the socket's limit, since one retry is allowed.
+        limit_s = 2 * (self._settings.call_timeout_s + self._settings.connect_timeout_s)
+        done, _ = await asyncio.wait({task}, timeout=limit_s)
         try:
-            # Twice the socket's limit, since one retry is allowed.
-            async with asyncio.timeout(2 * (self._settings.call_timeout_s + self._settings.connect_timeout_s)):
-                answer = await call
+            if not done:
+                task.cancel()
+                raise TimeoutError(f"no answer within {limit_s:g} s")
+            answer = task.result()
         except (RedisError, OSError, TimeoutError) as error:
             self.available = False
             raise StoreUnavailable(self._explain(error)) from error
@@ -89,8 +102,19 @@ class StoreConnection:
         return answer
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, when the calls under way have had a moment to end."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self._settings.call_timeout_s)
         await self.redis.aclose()
+
+    async def _bounded(self, call: Any) -> Any:
+        async with self._slots:
+            return await call
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even when the caller has gone
 
     def _explain(self, error: BaseException) -> str:
         if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError) or "NOAUTH" in str(error):
