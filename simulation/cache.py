@@ -1,0 +1,99 @@
+"""Figures of runs kept on disk under a key of everything they depend on, so that a search can be interrupted.
+
+The key holds the run's description, the text of its profile, and the text of every module that the simulator and the
+policy import: a change of one policy leaves the results of the others valid.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scheduling.registry import POLICIES
+from simulation.profiles import FOLDER
+from simulation.results import ClassFigures, Summary
+from simulation.run import RunSpec, run
+
+ROOT = Path(__file__).parent.parent
+DEFAULT_DIR = Path(".slos") / "simulation"
+ENTRY = "simulation.run"
+
+
+class ResultCache:
+    """Summaries in one folder, a file each."""
+
+    def __init__(self, folder: Path = DEFAULT_DIR) -> None:
+        """The folder is made when the first result is kept."""
+        self._folder = folder
+
+    def summary(self, spec: RunSpec) -> Summary:
+        """The figures of a run, played only when they are not known."""
+        path = self._folder / f"{key(spec)}.json"
+        if path.is_file():
+            return _summary(json.loads(path.read_text()))
+        summary, _ = run(spec)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging = path.with_suffix(f".{id(summary)}.tmp")
+        staging.write_text(json.dumps(summary.to_dict()))
+        staging.rename(path)
+        return summary
+
+
+def key(spec: RunSpec) -> str:
+    """Equal for runs that must give equal results."""
+    described = asdict(spec)
+    described["data"] = "public files" if spec.data else None
+    path = FOLDER / f"{spec.profile}.json"
+    profile = (path if path.is_file() else Path(spec.profile)).read_text()
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    digest.update(profile.encode())
+    digest.update(_sources(POLICIES.get(spec.cluster.policy, spec.cluster.policy)).encode())
+    return digest.hexdigest()[:32]
+
+
+@lru_cache(maxsize=64)
+def _sources(policy_module: str) -> str:
+    """Digest of the text of all modules of ours behind a run with this policy."""
+    seen: dict[str, str] = {}
+    waiting = [ENTRY, policy_module]
+    while waiting:
+        module = waiting.pop()
+        path = _path(module)
+        if path is None or (name := str(path.relative_to(ROOT))) in seen:
+            continue
+        text = path.read_text()
+        seen[name] = hashlib.sha256(text.encode()).hexdigest()
+        waiting.extend(_imports(text))
+    fitted = (Path(__file__).parent / "scenarios" / "fitted.json").read_text()
+    return hashlib.sha256(json.dumps([sorted(seen.items()), fitted]).encode()).hexdigest()
+
+
+def _imports(text: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+    return [name for name in found if name.split(".")[0] in ("scheduling", "simulation")]
+
+
+def _path(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _summary(data: dict[str, Any]) -> Summary:
+    classes = tuple(
+        ClassFigures(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in data.pop("classes")
+    )
+    return Summary(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}, classes=classes)
