@@ -87,6 +87,7 @@ def test_serves_until_a_signal(serving: tuple[subprocess.Popen[str], Path], numb
     assert process.returncode == 0, output
     for phrase in ("starting redis", "starting the controller", "serving after", record["http_address"], "stopped"):
         assert phrase in output
+    assert "killed" not in output
     assert alive(pids) == []
     assert not listening(record["http_address"])
     assert not listening(record["grpc_address"])
