@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common
+from benchmarks.sweep import policy_arguments
 from cli.cluster.plan import cores_for
 from engine.vllm.config import VllmConfig
 from engine.vllm.direct import DirectVllm
@@ -164,7 +165,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     config = VllmConfig(model_dir=model, omp_threads_bind=",".join(str(core) for core in cores), policy="stock")
     with (
         tempfile.TemporaryDirectory(prefix="slos-overhead-") as folder,
-        own_cluster(Path(folder), ["--policy", given.policy], model) as cluster,
+        own_cluster(Path(folder), policy_arguments(given.policy), model) as cluster,
     ):
         result = asyncio.run(_both(cluster.grpc_address, config, given))
     settings = {

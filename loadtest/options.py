@@ -72,6 +72,8 @@ def add_to(parser: argparse.ArgumentParser, own_host: bool = True) -> None:
 
 def read(namespace: argparse.Namespace) -> Options:
     """Options from parsed arguments; ValueError says which do not fit together."""
+    if namespace.data is not None and not namespace.data.is_dir():
+        raise ValueError(f"there is no folder {namespace.data}; give that of the public files, or leave --data out")
     return Options(
         host=(namespace.host or DEFAULT_HOST).rstrip("/"),
         grpc=namespace.grpc,

@@ -1,0 +1,159 @@
+"""The same requests against the real cluster under several policies and rates: what bench slo and bench policies run.
+
+Every policy gets a cluster of its own, one after the other, so that all have the same cores to themselves. A rate has
+one seed, the same for all policies; different rates have different seeds, so that no prefix cache helps the later one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks import prometheus
+from benchmarks.common import say
+from loadtest import plan, slo_scale
+from loadtest.own_cluster import OwnCluster, model_folder, own_cluster
+from protos.slos.v1 import admin_pb2, admin_pb2_grpc
+from scheduling.time_model import BatchShape, TimeModel
+
+_STEP_ERROR = "slos:step_time_error_ratio"
+MARGIN = "slos:time_margin_ratio"
+_LOAD_TIMEOUT_S = 1800.0
+KNEE_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
+"""Rates of a sweep as multiples of the estimated knee."""
+
+
+class SweepFailed(Exception):
+    """A run of the load test did not end as it should; the text says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is sent, apart from the rate; see `python -m loadtest --help`."""
+
+    scenario: str
+    arrivals: str
+    duration_s: float
+    length_scale: float
+    delay_scale: float
+    seed: int
+    timeout_s: float
+
+
+def policy_arguments(name: str) -> tuple[str, ...]:
+    """Arguments of `slosctl up` that run a policy in the controller and in the engines."""
+    return ("--policy", name, f"--worker-option=--policy={name}")
+
+
+def knee_rate_per_s(model: TimeModel, workload: Workload, window_tokens: int) -> float:
+    """Rough rate at which one replica is full: steps of tight TPOT, all of their tokens used.
+
+    A step of twice the time of a single token, which is what tight TPOT means here, leaves half of it for tokens.
+    """
+    step_s = slo_scale.step_s(model)
+    bare = model.with_margin(1.0)
+    tokens_per_step = bare.max_new_tokens(2 * step_s, requests=1.0)
+    drawn = plan.make(
+        workload.scenario,
+        rate_per_s=5.0,
+        duration_s=100.0,
+        window_tokens=window_tokens,
+        length_scale=workload.length_scale,
+        seed=workload.seed,
+    )
+    tokens = sum(r.added_tokens + r.output_tokens for s in drawn.sessions for r in s.rounds) / len(drawn.sessions)
+    return tokens_per_step / bare.duration_s(BatchShape(float(tokens_per_step), 1.0)) / tokens
+
+
+def run(
+    policies: dict[str, Sequence[str]], workload: Workload, rates: Sequence[float] | None, quick: bool
+) -> dict[str, Any]:
+    """Rows of (policy, rate) in that order; policies maps a name to arguments of `slosctl up`.
+
+    rates None: multiples of the estimated knee, the same for all policies.
+    """
+    rows: list[dict[str, Any]] = []
+    engine: dict[str, Any] = {}
+    model = model_folder()
+    for name, arguments in policies.items():
+        with (
+            tempfile.TemporaryDirectory(prefix=f"slos-{name}-") as folder,
+            own_cluster(Path(folder), arguments, model) as cluster,
+        ):
+            replica, window_tokens = _replica(cluster)
+            time_model = TimeModel.from_json(replica.time_model_json)
+            if rates is None:
+                knee = knee_rate_per_s(time_model, workload, window_tokens)
+                rates = [round(knee * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
+                say(f"estimated knee: {knee:.2f} sessions/s; rates {rates}")
+            if not engine:
+                quality = time_model.quality
+                engine = {
+                    "hardware": replica.hardware,
+                    "model": replica.model,
+                    "emulated": replica.emulated,
+                    "time_model": json.loads(time_model.to_json()),
+                    "fit": asdict(quality) if quality else None,
+                    "slo_scale": round(slo_scale.scale_for([time_model]), 2),
+                }
+            for index, rate in enumerate(rates):
+                say(f"{name}: {rate:g} sessions/s")
+                # Every policy is given the scale of the first, or its SLOs would differ with the noise of a fit.
+                rows.append({"policy": name, **_one(cluster, workload, rate, index, engine["slo_scale"])})
+    return {"engine": engine, "rates_per_s": list(rates or ()), "rows": rows}
+
+
+def load(cluster: OwnCluster, workload: Workload, rate: float, seed: int, scale: float, out: Path) -> dict[str, Any]:
+    """Run the load test in a process of its own and read what it wrote; SweepFailed when sessions were lost."""
+    command = [
+        *(sys.executable, "-m", "loadtest", "--host", cluster.url, "--grpc", cluster.grpc_address),
+        *("--transport", "grpc", "--scenario", workload.scenario, "--arrivals", workload.arrivals),
+        *("--rate", str(rate), "--duration", str(workload.duration_s), "--seed", str(seed)),
+        *("--length-scale", str(workload.length_scale), "--delay-scale", str(workload.delay_scale)),
+        *("--slo-scale", str(scale), "--timeout", str(workload.timeout_s), "--json", str(out)),
+    ]
+    try:
+        done = subprocess.run(command, stdout=sys.stderr, timeout=_LOAD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SweepFailed(f"the load test did not end within {_LOAD_TIMEOUT_S:.0f} s") from error
+    if done.returncode != 0:
+        raise SweepFailed(f"the load test exited with {done.returncode}; its lines above say why")
+    data: dict[str, Any] = json.loads(out.read_text())
+    return data
+
+
+def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale: float) -> dict[str, Any]:
+    before = prometheus.buckets(prometheus.fetch(cluster.url), _STEP_ERROR)
+    data = load(cluster, workload, rate, workload.seed + index, scale, cluster.folder / f"load-{index}.json")
+    text = prometheus.fetch(cluster.url)
+    errors = prometheus.since(prometheus.buckets(text, _STEP_ERROR), before)
+    margins = prometheus.values(text, MARGIN)
+    return {
+        "rate_per_s": rate,
+        "seed": workload.seed + index,
+        "classes": data["classes"],
+        "output_tokens_per_s": data["facts"]["output_tokens_per_s"],
+        "latest_send_ms": data["facts"]["latest_send_ms"],
+        "margin": margins[0] if margins else None,
+        "step_time_measured_over_predicted": {
+            f"p{share * 100:g}": prometheus.quantile(errors, share) for share in (0.5, 0.9, 0.99)
+        },
+    }
+
+
+def _replica(cluster: OwnCluster) -> tuple[admin_pb2.Replica, int]:
+    """The first replica and the window of its model."""
+    from protos.slos.v1 import client_pb2, client_pb2_grpc
+
+    with grpc.insecure_channel(cluster.grpc_address) as channel:
+        replicas = admin_pb2_grpc.AdminStub(channel).ListReplicas(admin_pb2.ListReplicasRequest(), timeout=30.0)
+        models = client_pb2_grpc.ClientStub(channel).ListModels(client_pb2.ListModelsRequest(), timeout=30.0)
+    return replicas.replicas[0], int(models.models[0].max_model_len)
