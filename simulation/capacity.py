@@ -1,4 +1,4 @@
-"""The highest rate at which a policy keeps enough promises: bracket, then bisection, on the same slice at every rate."""
+"""The highest rate at which a policy keeps enough promises: bracket, then bisection, same slice at every rate."""
 
 from __future__ import annotations
 
