@@ -182,12 +182,15 @@ def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> Async
             kv_connector_module_path=connector.module,
             kv_role=connector.role,
             kv_connector_extra_config=connector.extra or {},
+            # KV that does not arrive costs a prefill, never a request.
+            kv_load_failure_policy="recompute",
         )
     return Llm.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.ENGINE_CONTEXT)
 
 
 async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest) -> None:
     """Hand a request to vLLM; RequestRejected says what is wrong with it."""
+    from vllm.exceptions import VLLMClientError
     from vllm.inputs import TokensPrompt
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -198,13 +201,14 @@ async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest)
         )
     except EngineDeadError as error:
         raise EngineError("the engine process is gone; start the engine again") from error
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:
         raise RequestRejected("INVALID_ARGUMENT", str(error)) from error
 
 
 def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
     """Make vLLM's sampling parameters of a request; what counts output counts from the original prompt."""
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMClientError
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     spec = request.sampling
@@ -256,7 +260,7 @@ def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
             extra_args=extra,
             **penalties,
         )
-    except (ValueError, TypeError) as error:
+    except (VLLMClientError, ValueError, TypeError) as error:
         raise RequestRejected("INVALID_ARGUMENT", str(error)) from error
 
 

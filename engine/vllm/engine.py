@@ -65,30 +65,21 @@ class VllmEngine:
             raise EngineError("an engine is started once; make a new one")
         _check_model_dir(config.model_dir)
         _check_policy(config.policy, config.best_effort_floor)
-        self._folder = Path(tempfile.mkdtemp(prefix="slos-"))
-        socket_path = str(self._folder / "steps.sock")
         adapter.set_environment(config)
         began = time.monotonic()
-        logger.info("starting vLLM %s on %s", adapter.version(), config.model_dir)
         try:
             async with asyncio.timeout(config.start_timeout_s):
-                self._llm = await asyncio.to_thread(adapter.make_llm, config, socket_path, self._on_output)
+                client = await self._launch()
+                logger.info("model loaded after %.1f s; warming up", time.monotonic() - began)
+                await self._warm_up()
         except TimeoutError as error:
             await self.close()
             raise EngineError(f"vLLM was not up after {config.start_timeout_s:.0f} s; see its log") from error
-        except EngineError:
+        except BaseException:
             await self.close()
             raise
-        except Exception as error:
-            await self.close()
-            raise EngineError(f"vLLM did not start: {error}; its log above says why") from error
-        logger.info("model loaded after %.1f s; connecting to the step scheduler", time.monotonic() - began)
-        self._client = await StepSocketClient.connect(socket_path, timeout_s=30.0)
-        facts = self._client.facts
-        self._joiner = StepJoiner(config.text_lag_s, facts.total_blocks)
-        self._reader = asyncio.create_task(self._read_records(), name="vllm-step-records")
-        await self._warm_up()
         logger.info("engine is ready after %.1f s", time.monotonic() - began)
+        facts = client.facts
         return EngineInfo(
             model=config.model_dir.name,
             kv_blocks=facts.total_blocks,
@@ -102,6 +93,21 @@ class VllmEngine:
             prefix_caching=config.prefix_caching,
             kv_address=config.kv_address,
         )
+
+    async def _launch(self) -> StepSocketClient:
+        """Start vLLM's processes and connect to the step scheduler in them."""
+        config = self._config
+        logger.info("starting vLLM %s on %s", adapter.version(), config.model_dir)
+        self._folder = Path(tempfile.mkdtemp(prefix="slos-"))
+        socket_path = str(self._folder / "steps.sock")
+        try:
+            self._llm = await asyncio.to_thread(adapter.make_llm, config, socket_path, self._on_output)
+        except Exception as error:
+            raise EngineError(f"vLLM did not start: {error}; its log above says why") from error
+        self._client = await StepSocketClient.connect(socket_path, timeout_s=30.0)
+        self._joiner = StepJoiner(config.text_lag_s, self._client.facts.total_blocks)
+        self._reader = asyncio.create_task(self._read_records(), name="vllm-step-records")
+        return self._client
 
     async def submit(self, request: EngineRequest) -> None:
         """Queue a request; RequestRejected when it can never run, for example a duplicate id."""
@@ -248,15 +254,10 @@ class VllmEngine:
                 first_token_due_s=began + 60.0,
                 tpot_s=1.0,
             )
-            try:
-                async with asyncio.timeout(self._config.start_timeout_s):
-                    await self.submit(request)
-                    async for event in self.events():
-                        if any(update.finish_reason for update in event.updates):
-                            break
-            except (TimeoutError, RequestRejected) as error:
-                await self.close()
-                raise EngineError(f"the warm-up request did not run: {error!r}") from error
+            await self.submit(request)
+            async for event in self.events():
+                if any(update.finish_reason for update in event.updates):
+                    break
             logger.info("warm-up with %d tokens took %.1f s", length, time.monotonic() - began)
 
 

@@ -29,7 +29,6 @@ class Resident:
     thinking: bool = False
     produced: int = 0
     cached_tokens: int = 0
-    planned: int = 0
     relegated: bool = False
     recomputed: bool = False
     changed: bool = False
@@ -164,7 +163,15 @@ class Residents:
             self.table.standard[resident.slot] = False
 
     def record(
-        self, resident: Resident, tokens: list[int], scheduled: int, drafted: int, accepted: int, *, gone: bool
+        self,
+        resident: Resident,
+        tokens: list[int],
+        planned: int,
+        scheduled: int,
+        drafted: int,
+        accepted: int,
+        *,
+        gone: bool,
     ) -> RequestRecord:
         """What the step changed, for the engine's process; resets the step's own fields."""
         table, slot = self.table, resident.slot
@@ -179,7 +186,7 @@ class Residents:
             cached_tokens=resident.cached_tokens,
             draft_tokens=drafted,
             accepted_draft_tokens=accepted,
-            planned_tokens=resident.planned,
+            planned_tokens=planned,
             scheduled_tokens=scheduled,
             relegated=resident.relegated,
             kv_recomputed=resident.recomputed,

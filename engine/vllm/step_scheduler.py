@@ -46,7 +46,7 @@ HOOKS = (
 
 @dataclass(slots=True)
 class _Step:
-    """One scheduled step until its output is known."""
+    """One scheduled step until its output is known; planned: tokens by vLLM's id, None for vLLM's own order."""
 
     output: Any
     started_s: float
@@ -54,7 +54,7 @@ class _Step:
     plan_s: float
     overhead_s: float
     shape: BatchShape
-    stock: bool
+    planned: dict[str, int] | None
 
 
 class StepScheduler(AsyncScheduler):  # type: ignore[misc]
@@ -83,7 +83,9 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         self._policy: BatchPolicy | None = None
         self._floor: float | None = settings.get("slos_best_effort_floor")
         self._set_policy(settings.get("slos_policy") or policies.STOCK)
+        # By vLLM's request id, for the step that is being scheduled; None: vLLM's own order.
         self._allowed: dict[str, int] | None = None
+        self._planned: dict[str, int] = {}
         self._steps: deque[_Step] = deque()
         self._step_number = 0
         self._ended_s: float | None = None
@@ -121,26 +123,36 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         started_s = time.monotonic()
         for command in self._socket.commands():
             self._obey(command)
-        plan, plan_s = self._plan(started_s)
-        if plan is not None:
-            self._steer(plan)
+        self._planned = {}
+        is_planned, plan_s = self._plan(started_s)
         before_s = time.monotonic()
         running = {request.request_id for request in self.running}
         output = super().schedule(*args, **kwargs)
-        if plan is not None and self._is_idle_by_mistake(output):
+        if is_planned and self._is_idle_by_mistake(output):
             output = self._schedule_stock(output, *args, **kwargs)
-            plan = None
+            is_planned = False
         self._allowed = None
         scheduled_s = time.monotonic()
-        self._account(output, plan, running, started_s, plan_s, before_s - started_s, scheduled_s)
+        self._account(output, is_planned, running, started_s, plan_s, before_s - started_s, scheduled_s)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take the tokens of a step and publish its record."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self._note_recomputed()
         if scheduler_output.total_num_scheduled_tokens > 0:
             self._publish(scheduler_output, outputs, time.monotonic())
         return outputs
+
+    def _note_recomputed(self) -> None:
+        """Mark requests whose KV did not arrive from a prefill worker: their prompt is computed here."""
+        half = getattr(self.connector, "scheduler_half", None)
+        if half is None or not half.recomputed:
+            return
+        for vllm_id in half.recomputed:
+            if resident := self._residents.by_vllm_id.get(vllm_id):
+                resident.recomputed = resident.changed = True
+        half.recomputed.clear()
 
     def shutdown(self) -> None:
         """Close the socket with the engine."""
@@ -151,7 +163,6 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         super()._preempt_request(request, *args, **kwargs)
         self._residents.preempted(request.request_id)
         if self._allowed is not None:
-            # Evicted and resumed in one step is a case that vLLM handles badly.
             self._allowed[request.request_id] = 0
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
@@ -201,27 +212,27 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
 
     # Planning.
 
-    def _plan(self, now_s: float) -> tuple[BatchPlan | None, float]:
-        """Ask the policy; None means vLLM's own order for this step."""
+    def _plan(self, now_s: float) -> tuple[bool, float]:
+        """Ask the policy and impose its plan; False means vLLM's own order for this step. Also the policy's time."""
         if self._policy is None or not self._residents.by_slot:
-            return None, 0.0
+            return False, 0.0
         table = self._residents.table
         hidden = self._prepare_waiting()
         for slot in hidden:
             table.active[slot] = False
+        plan_s = 0.0
         try:
             plan = self._policy.plan(now_s, table, self._pool.get_num_free_blocks(), self._model, self._limits)
+            plan_s = time.monotonic() - now_s
+            return self._steer(plan), plan_s
         except Exception:
             # The engine must outlive any policy: vLLM's own order serves this step.
             self._plan_failures += 1
             logger.exception("policy %r failed; vLLM schedules this step by itself", self._policy_name)
-            plan = None
         finally:
             for slot in hidden:
                 table.active[slot] = True
-        if plan is not None and not len(plan.decode_slots) and not len(plan.prefill_slots):
-            plan = None
-        return plan, time.monotonic() - now_s
+        return False, plan_s
 
     def _prepare_waiting(self) -> list[int]:
         """Bring waiting requests up to date; slots of those that cannot run yet whatever is planned."""
@@ -260,34 +271,41 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             resident.cached_tokens = cached
             self._residents.table.prefill_remaining[resident.slot] = request.num_tokens - cached
 
-    def _steer(self, plan: BatchPlan) -> None:
-        """Impose a plan on the next call of vLLM's schedule()."""
-        by_slot, table = self._residents.by_slot, self._residents.table
-        for slot in plan.relegate_slots.tolist():
-            table.standard[slot] = False
-            by_slot[slot].relegated = by_slot[slot].changed = True
-        self._allowed = {}
-        for slot in plan.preempt_slots.tolist():
-            self._evict(by_slot[slot].request)
-        order: dict[str, int] = {}
+    def _steer(self, plan: BatchPlan) -> bool:
+        """Impose a plan on the next call of vLLM's schedule(); False when there is nothing in it.
+
+        What may be wrong with a plan shows before anything is changed.
+        """
+        by_slot = self._residents.by_slot
+        allowed: dict[str, int] = {}
+        planned: list[tuple[Resident, int, int]] = []
         for slot, spec in zip(plan.decode_slots.tolist(), plan.spec_tokens.tolist(), strict=True):
-            request = by_slot[slot].request
-            self._allow(by_slot[slot], ANY, order)
-            if len(request.spec_token_ids) > spec - 1:
-                request.spec_token_ids = request.spec_token_ids[: max(spec - 1, 0)]
-            by_slot[slot].planned = 1 + len(request.spec_token_ids)
+            planned.append((by_slot[slot], ANY, max(spec - 1, 0)))
         for slot, tokens in zip(plan.prefill_slots.tolist(), plan.prefill_tokens.tolist(), strict=True):
             if tokens > 0:
-                self._allow(by_slot[slot], tokens, order)
-                by_slot[slot].planned = tokens
-        self._order_queues(order)
-
-    def _allow(self, resident: Resident, tokens: int, order: dict[str, int]) -> None:
-        vllm_id = resident.request.request_id
-        assert self._allowed is not None
-        # An evicted request keeps its zero.
-        self._allowed.setdefault(vllm_id, tokens)
-        order[vllm_id] = len(order)
+                planned.append((by_slot[slot], tokens, 0))
+        relegated = [by_slot[slot] for slot in plan.relegate_slots.tolist()]
+        evicted = [by_slot[slot] for slot in plan.preempt_slots.tolist()]
+        if not planned:
+            return False
+        for resident in relegated:
+            self._residents.table.standard[resident.slot] = False
+            resident.relegated = resident.changed = True
+        for resident in evicted:
+            self._evict(resident.request)
+            # Evicted and resumed in one step is a case that vLLM handles badly.
+            allowed[resident.request.request_id] = 0
+        for resident, tokens, drafts in planned:
+            request = resident.request
+            if tokens == ANY and len(request.spec_token_ids) > drafts:
+                request.spec_token_ids = request.spec_token_ids[:drafts]
+            allowed.setdefault(request.request_id, tokens)
+            self._planned[request.request_id] = 1 + len(request.spec_token_ids) if tokens == ANY else tokens
+        for resident in evicted:
+            self._planned.pop(resident.request.request_id, None)
+        self._order_queues({r.request.request_id: place for place, (r, _, _) in enumerate(planned)}, allowed)
+        self._allowed = allowed
+        return True
 
     def _evict(self, request: Any) -> None:
         """Drop the KV of a running request; it waits with the tokens it has."""
@@ -295,7 +313,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
 
-    def _order_queues(self, order: dict[str, int]) -> None:
+    def _order_queues(self, order: dict[str, int], allowed: dict[str, int]) -> None:
         """Planned requests first, and best-effort ones last: vLLM evicts from the end of `running`."""
         residents, table = self._residents.by_vllm_id, self._residents.table
         last = len(order)
@@ -320,12 +338,10 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 requests = sorted(queue, key=waiting_rank)
                 queue.clear()
                 queue.extend(requests)
-        assert self._allowed is not None
-        for queue in (self.waiting, self.kv_holding_waiting):
             for request in queue:
                 if self._awaits_load(request):
                     # The load needs no computation; without one the request's own prefill begins with a token.
-                    self._allowed.setdefault(request.request_id, 1)
+                    allowed.setdefault(request.request_id, 1)
 
     def _is_idle_by_mistake(self, output: Any) -> bool:
         """Whether the planned step came out empty while vLLM's own order might run something."""
@@ -349,7 +365,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
     def _account(
         self,
         output: Any,
-        plan: BatchPlan | None,
+        is_planned: bool,
         running: set[str],
         started_s: float,
         plan_s: float,
@@ -361,7 +377,6 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         tokens = kv = 0
         attention = 0.0
         drafts = 0
-        deviated = False
         for vllm_id, scheduled in output.num_scheduled_tokens.items():
             resident = residents.by_vllm_id[vllm_id]
             request = resident.request
@@ -375,12 +390,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 if vllm_id not in running:
                     resident.cached_tokens = context
             residents.sync(resident, self._blocks(vllm_id))
-            deviated |= plan is not None and resident.planned != scheduled
-        if plan is not None:
-            deviated |= len(output.num_scheduled_tokens) != len(plan.decode_slots) + int(
-                (plan.prefill_tokens > 0).sum()
-            )
-            self._deviations += deviated
+        self._deviations += is_planned and self._planned != output.num_scheduled_tokens
         shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
         if not tokens:
             self._ended_s = None
@@ -396,7 +406,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 plan_s,
                 before_s + table_s,
                 shape,
-                stock=plan is None,
+                planned=self._planned if is_planned else None,
             )
         )
 
@@ -420,8 +430,8 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             residents.drafts(resident, drafted, accepted)
             gone = resident.request.is_finished()
             residents.sync(resident, 0 if gone else self._blocks(vllm_id))
-            records.append(residents.record(resident, tokens, scheduled, drafted, accepted, gone=gone))
-            resident.planned = 0
+            planned = (step.planned or {}).get(vllm_id, 0)
+            records.append(residents.record(resident, tokens, planned, scheduled, drafted, accepted, gone=gone))
             if gone:
                 residents.remove(vllm_id)
         records += self._other_changes(scheduler_output.num_scheduled_tokens)
@@ -447,7 +457,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 batch_requests=int(shape.requests),
                 shape=tuple(map(float, shape)),
                 requests=records,
-                stock=step.stock,
+                stock=step.planned is None,
                 plan_failures=self._plan_failures,
                 deviations=self._deviations,
             )
@@ -483,7 +493,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         for vllm_id, resident in residents.by_vllm_id.items():
             if resident.changed and vllm_id not in scheduled:
                 residents.sync(resident, self._blocks(vllm_id))
-                records.append(residents.record(resident, [], 0, 0, 0, gone=False))
+                records.append(residents.record(resident, [], 0, 0, 0, 0, gone=False))
         return records
 
     def _forget(self, vllm_id: str) -> None:

@@ -15,7 +15,8 @@ from engine.vllm.resume import PENALTIES_ARG, PriorOutputPenalties
 from tests.engine_vllm.harness import GREEDY, Harness, Result
 from tests.engine_vllm.reference import Reference
 
-pytestmark = [pytest.mark.real_engine, pytest.mark.asyncio(loop_scope="package")]
+on_engine = pytest.mark.asyncio(loop_scope="package")
+pytestmark = pytest.mark.real_engine
 
 
 SEA = "Write a short poem about the sea."
@@ -34,6 +35,7 @@ async def halves(engine: Harness, prompt: list[int], spec: SamplingSpec, split: 
     return whole, rest, text
 
 
+@on_engine
 @pytest.mark.parametrize("split", [1, 5, 11])
 async def test_greedy_output_continues_exactly(engine: Harness, reference: Reference, split: int) -> None:
     spec = replace(GREEDY, max_tokens=20)
@@ -43,15 +45,23 @@ async def test_greedy_output_continues_exactly(engine: Harness, reference: Refer
     assert rest.finish_reason == whole.finish_reason == "length"
 
 
+@on_engine
 async def test_penalties_count_the_prior_output(engine: Harness, reference: Reference) -> None:
-    spec = replace(GREEDY, max_tokens=24, presence_penalty=0.9, frequency_penalty=0.5, repetition_penalty=1.1)
-    prompt = reference.chat("Repeat the word sea many times.")
+    prompt = [
+        *reference.chat("Repeat the word sea many times."),
+        *reference.tokenizer.encode("sea sea sea sea sea sea"),
+    ]
+    never_end = {reference.tokenizer.eos_token_id: -100.0}
+    spec = replace(GREEDY, max_tokens=24, presence_penalty=1.2, frequency_penalty=0.8, logit_bias=never_end)
+    for spec_now in (spec, replace(spec, repetition_penalty=1.1)):
+        whole, rest, _ = await halves(engine, prompt, spec_now, 12)
+        assert whole.tokens[:12] + rest.tokens == whole.tokens
     whole, rest, _ = await halves(engine, prompt, spec, 12)
-    assert whole.tokens[:12] + rest.tokens == whole.tokens
     forgetful = await engine.generate(prompt + whole.tokens[:12], replace(spec, max_tokens=12))
     assert forgetful.tokens != rest.tokens, "the penalties make no difference here, so the test proves nothing"
 
 
+@on_engine
 async def test_min_tokens_counts_the_prior_output(engine: Harness, reference: Reference) -> None:
     spec = replace(GREEDY, max_tokens=30, min_tokens=14)
     whole, rest, _ = await halves(engine, reference.chat("What is the capital of France?"), spec, 10)
@@ -59,6 +69,7 @@ async def test_min_tokens_counts_the_prior_output(engine: Harness, reference: Re
     assert reference.tokenizer.eos_token_id not in rest.tokens[:3]
 
 
+@on_engine
 async def test_stop_string_across_the_failover(engine: Harness, reference: Reference) -> None:
     """The stop string begins in text of the first engine; what that held back is given out, or cut off."""
     prompt = reference.chat(SEA)
@@ -75,6 +86,7 @@ async def test_stop_string_across_the_failover(engine: Harness, reference: Refer
         assert first_text + rest.text == plain.text[: plain.text.index(stop)]
 
 
+@on_engine
 async def test_json_goes_on_where_it_was(engine: Harness, reference: Reference) -> None:
     schema = {"type": "array", "items": {"type": "integer", "maximum": 999}, "minItems": 4, "maxItems": 6}
     spec = replace(GREEDY, max_tokens=60, json_schema=json.dumps(schema))
@@ -83,6 +95,7 @@ async def test_json_goes_on_where_it_was(engine: Harness, reference: Reference) 
     assert isinstance(json.loads(text + rest.text), list)
 
 
+@on_engine
 async def test_sampled_output_goes_on_with_another_seed(engine: Harness, reference: Reference) -> None:
     spec = SamplingSpec(temperature=1.0, seed=5, max_tokens=16, ignore_eos=True)
     whole, rest, _ = await halves(engine, reference.chat("Tell me something surprising."), spec, 6)

@@ -1,0 +1,128 @@
+"""The planner's table against vLLM's own request objects."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+from engine.vllm.messages import REQUEST_ARG, RequestFacts
+from engine.vllm.residents import Resident, Residents
+
+
+def facts(**fields: object) -> RequestFacts:
+    """Facts of a request that came at 10 s: first token due at 12 s, then one every 0.1 s."""
+    values = {
+        "request_id": "r",
+        "standard": True,
+        "arrival_s": 10.0,
+        "first_token_due_s": 12.0,
+        "tpot_s": 0.1,
+        "expected_output_tokens": 40,
+    }
+    return RequestFacts(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def admit(residents: Residents, prompt: int, **fields: object) -> Resident:
+    """Add a request with `prompt` tokens (prior output among them)."""
+    given = facts(**fields)
+    params = SamplingParams(max_tokens=100, extra_args={REQUEST_ARG: msgspec.to_builtins(given)})
+    return residents.admit(Request(f"{given.request_id}-1a2b", list(range(prompt)), params, None))
+
+
+def compute(residents: Residents, resident: Resident, chunk: int, tokens: list[int], at_s: float) -> None:
+    """One step of vLLM's for one request."""
+    resident.request.num_computed_tokens += chunk
+    resident.request.append_output_token_ids(list(tokens))
+    if tokens:
+        residents.tokens(resident, tokens, at_s)
+    residents.sync(resident, kv_blocks=1 + resident.request.num_computed_tokens // 128)
+
+
+def test_prefill_then_decode_along_the_due_line() -> None:
+    residents = Residents(4, speculates=False)
+    table, resident = residents.table, admit(residents, 300)
+    slot = resident.slot
+    compute(residents, resident, 200, [], 10.5)
+    assert (table.prefill_remaining[slot], table.context[slot]) == (100, 200)
+    compute(residents, resident, 100, [7], 11.0)
+    assert (table.prefill_remaining[slot], table.context[slot], table.generated[slot]) == (0, 300, 1)
+    assert table.next_deadline_s[slot] == pytest.approx(12.1)
+    compute(residents, resident, 1, [8], 11.2)
+    assert table.next_deadline_s[slot] == pytest.approx(12.2)
+    assert table.context[slot] == 301
+    assert resident.produced == 2
+
+
+def test_preemption_keeps_tokens_and_due_line() -> None:
+    residents = Residents(4, speculates=False)
+    table, resident = residents.table, admit(residents, 300)
+    compute(residents, resident, 300, [7], 11.0)
+    compute(residents, resident, 1, [8], 11.1)
+    resident.request.num_computed_tokens = 0
+    residents.preempted(resident.request.request_id)
+    slot = resident.slot
+    assert (table.prefill_remaining[slot], table.context[slot], table.kv_blocks[slot]) == (302, 0, 0)
+    compute(residents, resident, 200, [], 11.5)
+    assert table.prefill_remaining[slot] == 102
+    compute(residents, resident, 102, [9], 11.6)
+    assert (table.prefill_remaining[slot], table.generated[slot]) == (0, 3)
+    assert table.next_deadline_s[slot] == pytest.approx(12.3)
+
+
+def test_a_resumed_request_counts_its_prior_output() -> None:
+    residents = Residents(4, speculates=False)
+    resident = admit(residents, 300, prior_tokens=100, next_token_due_s=20.0)
+    table, slot = residents.table, resident.slot
+    assert (table.prompt_tokens[slot], table.generated[slot], table.prefill_remaining[slot]) == (200, 100, 300)
+    assert table.remaining_output[slot] == 1
+    compute(residents, resident, 300, [7], 19.0)
+    assert table.next_deadline_s[slot] == pytest.approx(20.1)
+    assert (table.generated[slot], table.context[slot], resident.produced) == (101, 300, 1)
+
+
+def test_the_end_of_thinking_moves_the_tier() -> None:
+    """Tokens up to the marker are due at the thinking pace, those after it at the answer's."""
+    residents = Residents(4, speculates=True)
+    fields = {"thinking_tpot_s": 0.05, "thinking_end_token_id": 99, "tpot_s": 0.5}
+    resident = admit(residents, 10, **fields)
+    table, slot = residents.table, resident.slot
+    assert table.tpot_s[slot] == 0.05
+    compute(residents, resident, 10, [1], 11.0)
+    compute(residents, resident, 1, [2], 11.1)
+    compute(residents, resident, 4, [3, 99, 4, 5], 11.2)
+    assert table.tpot_s[slot] == 0.5
+    # Three thinking tokens after the first, two of the answer, and the next one of the answer.
+    assert table.next_deadline_s[slot] == pytest.approx(12.0 + 3 * 0.05 + 3 * 0.5)
+    done = admit(residents, 10, request_id="s", thinking_done=True, **fields)
+    assert table.tpot_s[done.slot] == 0.5
+
+
+def test_acceptance_is_learned_by_class() -> None:
+    residents = Residents(4, speculates=True)
+    coder, chat = admit(residents, 5, slo_class="coder"), admit(residents, 5, request_id="s", slo_class="chat")
+    for _ in range(200):
+        residents.drafts(coder, drafted=4, accepted=4)
+        residents.drafts(chat, drafted=4, accepted=0)
+    assert residents.table.accept_rate[coder.slot] > 0.95
+    assert residents.table.accept_rate[chat.slot] < 0.05
+    assert admit(residents, 5, request_id="t", slo_class="coder").slot != coder.slot
+    assert residents.table.accept_rate[residents.table.slot("t")] > 0.95
+
+
+def test_promotion_relegation_and_requests_of_others() -> None:
+    residents = Residents(4, speculates=False)
+    resident = admit(residents, 5, standard=False)
+    residents.promote("r", 50.0, None)
+    assert residents.table.standard[resident.slot]
+    assert residents.table.next_deadline_s[resident.slot] == pytest.approx(50.1)
+    residents.relegate("r")
+    assert not residents.table.standard[resident.slot]
+    residents.promote("gone", 1.0, None)
+    residents.relegate("gone")
+    foreign = residents.admit(Request("foreign", [1, 2], SamplingParams(max_tokens=3), None))
+    assert not residents.table.standard[foreign.slot]
+    assert residents.remove("foreign") is foreign
+    assert residents.remove("foreign") is None
+    assert "foreign" not in residents.table
