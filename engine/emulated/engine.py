@@ -7,10 +7,11 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from engine.emulated.config import EmulatedConfig
 from engine.emulated.core import EmulatedCore
-from engine.protocol import EngineError, EngineInfo, EngineRequest, StepEvent, StepSettings
+from engine.protocol import EngineError, EngineInfo, EngineRequest, SamplingSpec, StepEvent, StepSettings
 from scheduling import registry
 from scheduling.policy import BatchPolicy
 from scheduling.time_model import TimeModel
@@ -42,7 +43,7 @@ class EmulatedEngine:
         """Begin to step; EngineError when the policy is unknown."""
         config = self._config
         if self._loop_task is None:
-            self._core = EmulatedCore(config, self._find_policy(config.policy, None))
+            self._core = EmulatedCore(config, await self._find_policy(config.policy, None))
             self._loop_task = asyncio.create_task(self._run(self._core), name="emulated engine")
         return EngineInfo(
             model=config.model,
@@ -85,7 +86,7 @@ class EmulatedEngine:
             floor = settings.best_effort_floor
         try:
             if settings.policy is not None or settings.best_effort_floor is not None:
-                policy = self._find_policy(name, floor)
+                policy = await self._find_policy(name, floor)
             if settings.time_model_json is not None:
                 model = TimeModel.from_json(settings.time_model_json).with_margin(model.margin)
             if settings.time_margin is not None:
@@ -167,14 +168,40 @@ class EmulatedEngine:
             raise EngineError(self._failure or "the engine is not started")
         return self._core
 
-    def _find_policy(self, name: str, best_effort_floor: float | None) -> BatchPolicy:
+    async def _find_policy(self, name: str, best_effort_floor: float | None) -> BatchPolicy:
+        """Return a policy that has planned before, so that its compiled parts are loaded."""
         try:
-            return self._policy_by_name(name, best_effort_floor)
-        except ValueError as error:
-            raise EngineError(f"The batch policy cannot be used: {error}") from error
+            policy = self._policy_by_name(name, best_effort_floor)
+            await asyncio.to_thread(_warm_up, self._config, policy)
+        except Exception as error:
+            raise EngineError(f"The batch policy {name!r} cannot be used: {error}") from error
+        return policy
 
     def _end_with(self, last: EngineError | None) -> None:
         """Let events() end after what was read so far; steps that nobody reads give way."""
         while self._steps.full():
             self._steps.get_nowait()
         self._steps.put_nowait(last)
+
+
+def _warm_up(config: EmulatedConfig, policy: BatchPolicy) -> None:
+    """Let a policy plan a few steps that nobody waits for."""
+    core = EmulatedCore(replace(config, kv_blocks=64, max_model_len=64, block_size=16, queue_limit=8), policy)
+    for number in range(3):
+        core.submit(
+            EngineRequest(
+                request_id=f"warm-up-{number}",
+                token_ids=(1, 1),
+                prompt_tokens=2,
+                sampling=SamplingSpec(max_tokens=3, ignore_eos=True),
+                standard=number < 2,
+                arrival_s=0.0,
+                first_token_due_s=1.0,
+                tpot_s=1.0,
+            )
+        )
+    for _ in range(20):
+        batch = core.begin(0.0)
+        if batch is None:
+            return
+        core.finish(batch, 0.0)
