@@ -85,6 +85,8 @@ class Replica:
         self.disconnected_s = time.monotonic()
         self.draining = False
         self._missing: set[str] = set()
+        self._replaying = True
+        self._strange_replay = False
         self._events = events
         self._make_hello = make_hello
         self._check = check
@@ -105,7 +107,8 @@ class Replica:
     @property
     def usable(self) -> bool:
         """New work may be placed here."""
-        return self.state is ReplicaState.READY and self.link.connected and self.mirror is not None
+        ready = self.state is ReplicaState.READY and self.link.connected and self.mirror is not None
+        return ready and not self._replaying
 
     def best_effort(self) -> list[LiveRequest]:
         """Best-effort requests placed here."""
@@ -218,6 +221,9 @@ class Replica:
         if problem:
             raise LinkRefused(problem)
         same_process = welcome.incarnation == self.incarnation
+        self._replaying = True
+        # What another controller was told of may bear the names of our requests.
+        self._strange_replay = not same_process
         lost_events = same_process and welcome.oldest_event > self.last_event + 1
         if self.mirror is None or not same_process or lost_events:
             try:
@@ -248,13 +254,15 @@ class Replica:
         self._settle(drained=self.draining and not held)
 
     def replayed(self) -> None:
-        """Give up on requests whose submission was lost with the old connection."""
+        """Open for new work, and give up on requests whose submission was lost with the old connection."""
+        self._replaying = self._strange_replay = False
         lost = [self.requests.pop(wire_id) for wire_id in self._missing if wire_id in self.requests]
         self._missing = set()
         if lost:
             for request in lost:
                 self._gone(request.wire_id)
             self._events.displaced(self, lost, "the connection broke before the worker had them")
+        self._events.changed(self)
 
     def handle(self, event: worker_pb2.Event, received_s: float) -> None:
         """Take a numbered event; one that was seen before is ignored."""
@@ -324,6 +332,11 @@ class Replica:
         self.steps += 1
         self.step_times_s.append(step.duration_us / 1e6)
         self.mirror.free_blocks = step.free_blocks
+        if self._strange_replay:
+            for update in step.requests:
+                if update.finish_reason:
+                    self._gone(update.request_id)
+            return
         for update in step.requests:
             self._missing.discard(update.request_id)
         self._events.stepped(self, step, ended_s)

@@ -18,6 +18,7 @@ _LIMITS = EngineLimits(max_batch_tokens=512, max_batch_requests=16, block_size=1
 
 def warm_up(policy: Policy) -> float:
     """Ask the policy about made-up requests, some of which fit and some do not; return the seconds it took."""
+    log.info("loading policy %s; the first start after an install compiles it, which takes a minute", policy.name)
     started_s = time.monotonic()
     candidates = [
         Candidate(

@@ -88,24 +88,36 @@ async def ask_all(
     address: str,
     requests: Sequence[client_pb2.GenerateRequest],
     gap_s: float = 0.0,
-    after: tuple[float, Callable[[], object]] | None = None,
+    after: tuple[int, Callable[[], object]] | None = None,
 ) -> list[Answer]:
-    """Send many requests, gap_s apart, and read all answers; after: (seconds, what to do then, in a thread)."""
+    """Send many requests, gap_s apart, and read all answers.
+
+    after: (tokens, what to do in a thread once that many tokens have come in all).
+    """
+    tokens = 0
+    due = asyncio.Event()
+
+    def count(message: client_pb2.GenerateResponse) -> None:
+        nonlocal tokens
+        tokens += len(message.token_ids)
+        if after is not None and tokens >= after[0]:
+            due.set()
+
+    async def disturb() -> None:
+        if after is not None:
+            await due.wait()
+            await asyncio.to_thread(after[1])
+
     async with grpc.aio.insecure_channel(address) as channel:
         stub = client_pb2_grpc.ClientStub(channel)
-
-        async def later() -> None:
-            if after is not None:
-                await asyncio.sleep(after[0])
-                await asyncio.to_thread(after[1])
-
-        disturbance = asyncio.create_task(later())
+        disturbance = asyncio.create_task(disturb())
         tasks = []
         for request in requests:
-            tasks.append(asyncio.create_task(ask(stub, request)))
+            tasks.append(asyncio.create_task(ask(stub, request, count)))
             if gap_s:
                 await asyncio.sleep(gap_s)
         answers = await asyncio.gather(*tasks)
+        due.set()
         await disturbance
         return answers
 
@@ -114,7 +126,7 @@ def run_all(
     address: str,
     requests: Sequence[client_pb2.GenerateRequest],
     gap_s: float = 0.0,
-    after: tuple[float, Callable[[], object]] | None = None,
+    after: tuple[int, Callable[[], object]] | None = None,
 ) -> list[Answer]:
     """As ask_all, for tests without an event loop."""
     return asyncio.run(ask_all(address, requests, gap_s, after))
