@@ -15,10 +15,15 @@ _HEADER = "header"
 _CLOSING = "closing"
 _RECENT_KEPT = 1000
 
-# KEYS: fence, journal, open. ARGV: token, request id, header, time, ttl in ms. 0 when the id is in use.
+# KEYS: fence, journal, open, recent. ARGV: token, request id, header, time, ttl in ms. 0 when the id is in use.
+# A journal that was closed makes room: clients may take an id again.
 _OPEN = (
     FENCE_CHECK
     + """
+if redis.call('HEXISTS', KEYS[2], 'closing') == 1 then
+  redis.call('DEL', KEYS[2])
+  redis.call('ZREM', KEYS[4], ARGV[2])
+end
 if redis.call('HSETNX', KEYS[2], 'header', ARGV[3]) == 0 then return 0 end
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
@@ -89,10 +94,15 @@ class Journal:
         self._close = connection.redis.register_script(_CLOSE)
 
     async def open(self, request_id: str, header: Mapping[str, object], fencing_token: int = 0) -> bool:
-        """Begin a request's journal; False when the id is in use by an open or a recently finished request."""
+        """Begin a request's journal; False when the id is in use. One of a finished request is written over."""
         answer = await self._connection.run(
             self._open(
-                keys=[self._keys.fence, self._keys.journal(request_id), self._keys.journal_open],
+                keys=[
+                    self._keys.fence,
+                    self._keys.journal(request_id),
+                    self._keys.journal_open,
+                    self._keys.journal_recent,
+                ],
                 args=[fencing_token, request_id, _dump(header), time.time(), self._open_ttl_ms],
             )
         )
