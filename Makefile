@@ -4,7 +4,7 @@ PY := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test test-all demo lint format proto lock compose-test evaluation evaluation-quick soak clean
+.PHONY: help setup up down test test-all demo bench lint format proto lock compose-test evaluation evaluation-quick soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lock: ## write deploy/requirements/*.txt from the current environment
 
 compose-test: setup ## build and run the containers for real
 	$(PY) -m deploy.compose_test $(ARGS)
+
+bench: setup ## every benchmark, then docs/benchmarks.md (hours, on an idle machine; ARGS=--quick: minutes)
+	.venv/bin/slosctl bench all $(ARGS)
 
 bench-%: setup ## run one benchmark: bench-overhead, bench-planner, bench-slo, ...
 	.venv/bin/slosctl bench $* $(ARGS)

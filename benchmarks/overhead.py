@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common
@@ -192,7 +191,7 @@ def show(whole: common.Result) -> None:
         f"{result['cluster_ttft_ms']['p50']:.1f}",
         f"+ {result['added_ttft_ms']['p50']:.1f}",
     )
-    Console().print(table)
+    common.console().print(table)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

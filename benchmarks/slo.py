@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common, sweep
@@ -90,7 +89,7 @@ def show(whole: common.Result) -> None:
             "-" if row["margin"] is None else f"{row['margin']:.2f}",
             "-" if error is None else f"x {error:.2f}",
         )
-    Console().print(table)
+    common.console().print(table)
 
 
 def _percent(value: float | None) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common, prometheus, slo, sweep
@@ -224,7 +223,7 @@ def show(whole: common.Result) -> None:
                 *("-" if value is None else f"{value:,.0f}" for value in times),
                 "" if side == "real" else "yes" if row["within"] else "no",
             )
-    Console().print(table)
+    common.console().print(table)
 
 
 def _times(ttft_ms: list[float], tpot_ms: list[float]) -> dict[str, float | None]:

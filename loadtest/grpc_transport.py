@@ -60,7 +60,7 @@ class GrpcTransport:
         try:
             for message in stream:
                 if message.finish_reason == common_pb2.FINISH_REASON_ERROR:
-                    raise CallFailed("INTERNAL", message.error or "the request failed without an error text")
+                    raise CallFailed(message.error_code or "INTERNAL", message.error or "it failed without a word")
                 yield _piece(message)
         except grpc.RpcError as error:
             raise CallFailed(error.code().name, error.details() or "") from error

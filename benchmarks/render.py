@@ -1,0 +1,179 @@
+"""Writes the tables of docs/benchmarks.md from the JSON files in docs/benchmarks/, so that no number is typed by hand.
+
+`python -m benchmarks.render` fills what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCUMENT = Path("docs/benchmarks.md")
+RESULTS = Path("docs/benchmarks")
+
+
+def overhead(result: dict[str, Any]) -> str:
+    """Throughput and TTFT on both sides."""
+    ratios = result["throughput_ratios"]
+    rows = [
+        (
+            "output tokens/s, median",
+            _median(result["direct_tokens_per_s"]),
+            _median(result["cluster_tokens_per_s"]),
+            f"x {result['throughput_ratio_median']:.3f} (pairs {min(ratios):.3f} to {max(ratios):.3f})",
+        ),
+        *(
+            (
+                f"TTFT {name}, ms, idle",
+                f"{result['direct_ttft_ms'][name]:.1f}",
+                f"{result['cluster_ttft_ms'][name]:.1f}",
+                f"{result['added_ttft_ms'][name]:+.1f} (of the pairs' differences)",
+            )
+            for name in ("p50", "p99")
+        ),
+    ]
+    return _table(("", "AsyncLLM", "cluster", "cluster against AsyncLLM"), rows)
+
+
+def sweep(result: dict[str, Any]) -> str:
+    """One row per policy and rate, and the same per class."""
+    head = (
+        *("policy", "sessions/s", "sent", "attained", "promised", "precision"),
+        *("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "margin", "step time / predicted p50", "p99"),
+    )
+    rows, by_class = [], []
+    for row in result["rows"]:
+        total = next(c for c in row["classes"] if c["application"] == "all")
+        error = row["step_time_measured_over_predicted"]
+        rows.append(
+            (
+                row["policy"],
+                f"{row['rate_per_s']:g}",
+                str(total["sessions"]),
+                _percent(total["attainment"]),
+                str(total["promised"]),
+                _percent(total["guarantee_precision"]),
+                *(_ms(total[name]) for name in ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")),
+                _ratio(row["margin"]),
+                _ratio(error["p50"]),
+                _ratio(error["p99"]),
+            )
+        )
+        parts = [c for c in row["classes"] if c["application"] != "all"]
+        by_class.append(
+            (row["policy"], f"{row['rate_per_s']:g}", *(_percent(part["attainment"]) for part in parts)),
+        )
+    names = [c["application"] for c in result["rows"][0]["classes"] if c["application"] != "all"]
+    engine = result["engine"]
+    fit = engine["fit"]
+    quality = f"; R² {fit['r2']:.3f}, held-out error p99 {fit['p99_relative_error']:.1%}" if fit else ""
+    note = f"TPOT SLOs scaled by {engine['slo_scale']:g} to the engine{quality}."
+    if engine["emulated"]:
+        note += " The engine is emulated: these are not measurements."
+    text = f"{note}\n\n{_table(head, rows)}\n\nAttainment per class:\n\n"
+    text += _table(("policy", "sessions/s", *names), by_class)
+    if "mean_attainment" in result:
+        ranking = [(policy, f"{mean:.1%}") for policy, mean in result["mean_attainment"].items()]
+        text += "\n\nMean over the rates, best first:\n\n" + _table(("policy", "attained"), ranking)
+    return text
+
+
+def validity(result: dict[str, Any]) -> str:
+    """Both sides in neighbouring rows."""
+    head = ("sessions/s", "", "requests", "attained", "promised", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "")
+    rows = []
+    for row in result["rows"]:
+        for side in ("real", "simulated"):
+            figures = row[side]
+            verdict = "within bounds" if row["within"] else "outside"
+            rows.append(
+                (
+                    f"{row['rate_per_s']:g}",
+                    side,
+                    str(figures["requests"]),
+                    _percent(figures["attainment"]),
+                    _percent(figures["promised"]),
+                    *(_ms(figures[name]) for name in ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")),
+                    verdict if side == "simulated" else "",
+                )
+            )
+    bounds = result["bounds"]
+    points, share = bounds["attainment_points"], bounds["median_share"]
+    return f"Bounds: attainment within {points:g} points, medians within {share:.0%}.\n\n{_table(head, rows)}"
+
+
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "overhead": overhead,
+    "slo": sweep,
+    "policies": sweep,
+    "validity": validity,
+}
+
+
+def section(whole: dict[str, Any]) -> str:
+    """What stands between the markers for one result: where and how it was measured, then its tables."""
+    environment = whole["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    origin = (
+        f"Measured {whole['measured_at']} with `{whole['command']}` on {environment['cores']} cores of"
+        f" {environment['cpu']}, {environment['memory_gib']} GiB (load average before:"
+        f" {environment['load_average_1min']}); Python {environment['python']}, {packages}."
+    )
+    if whole.get("quick"):
+        origin += " A quick run: it shows that everything works, not how fast it is."
+    return f"{origin}\n\n{RENDERERS[whole['benchmark']](whole['result'])}"
+
+
+def render(text: str, results: dict[str, dict[str, Any]]) -> str:
+    """The document with every result between its markers; a result without markers is an error that names it."""
+    for name, whole in results.items():
+        marked = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        if not marked.search(text):
+            raise ValueError(
+                f"the document has no place for {name}: add `<!-- begin {name} -->` and `<!-- end {name} -->`"
+            )
+        filled = section(whole)
+        text = marked.sub(lambda match, filled=filled: f"{match[1]}\n{filled}\n\n{match[2]}", text)
+    return text
+
+
+def stored(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The results in a folder, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def main() -> int:
+    """Rewrite the document."""
+    argparse.ArgumentParser(prog="slosctl bench render", description=__doc__).parse_args()
+    DOCUMENT.write_text(render(DOCUMENT.read_text(), stored()))
+    return 0
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{sorted(values)[len(values) // 2]:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
