@@ -165,6 +165,14 @@ class KvEndpoint:
             pair.abort(key, reason)
         self._received(transfer, reason)
 
+    def decline(self, key: TransferKey, reason: str) -> None:
+        """Let the producer of a transfer drop it: nothing of it is needed here."""
+        with self._lock:
+            self._newest[key.transfer_id] = max(key.generation, self._newest.get(key.transfer_id, -1))
+            pairs = [pair for pair in self._inbound if pair.offers(key)]
+        for pair in pairs:
+            pair.abort(key, reason)
+
     # both
 
     def poll(self) -> Ended:
@@ -235,8 +243,8 @@ class KvEndpoint:
         if transfer is not None:
             transfer.renew()
             pair.ready(transfer)
-        elif key.generation < self._newest.get(key.transfer_id, -1):
-            pair.abort(key, "a newer attempt is expected")
+        elif key.generation <= self._newest.get(key.transfer_id, -1):
+            pair.abort(key, "the decode worker does not need it any more")
 
     def _pair_died(self, pair: Pair, reason: str) -> None:
         if not self._closed.is_set():
