@@ -86,7 +86,7 @@ class Core:
             store, self, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
         )
         self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
-        self._relay = Relay(self._remaining, self.journal.touched)
+        self._relay = Relay(self._remaining, self.journal.touched, metrics.relegations.inc)
         self._intake = Intake(models, self.directory, self.replicas, self.lengths)
         self.admission = AdmissionLoop(
             policy,
@@ -288,6 +288,10 @@ class Core:
         if request.epoch == 0:
             self.journal.opened(request)
         self.journal.unqueued(request)
+
+    def promoted(self, request: LiveRequest) -> None:
+        """A best-effort request was promised something after all."""
+        self.metrics.promotions.inc()
 
     def queued(self, request: LiveRequest) -> None:
         """A request waits without a promise."""

@@ -76,6 +76,7 @@ class Intake:
             expected_output_tokens=self.remaining(slo_class, call, sampling.max_tokens, 0),
             max_output_tokens=sampling.max_tokens,
             outbox=Outbox(request_id),
+            zero_load_s=zero_load_s,
             splitter=ReasoningSplitter(model.thinking.start, model.thinking.end) if thinks else None,
             thinking_end_token_id=model.thinking_end_id if thinks else None,
         )

@@ -42,8 +42,13 @@ class Relay:
         self,
         remaining: Callable[[LiveRequest], int],
         touched: Callable[[LiveRequest], None],
+        relegated: Callable[[], None],
     ) -> None:
-        """remaining: a new estimate of the output still to come. touched: told of every request with new tokens."""
+        """remaining: a new estimate of the output still to come. touched: told of every request with new tokens.
+
+        relegated: told when an engine takes a promise back.
+        """
+        self._relegated = relegated
         self._remaining = remaining
         self._touched = touched
 
@@ -82,6 +87,7 @@ class Relay:
                 message.logprobs.extend(update.logprobs)
         if update.relegated and request.admission is Admission.STANDARD:
             request.note(f"relegated on {replica.worker_id}: {RELEGATED}")
+            self._relegated()
             request.became(Admission.BEST_EFFORT, RELEGATED)
             request.late = True
         if update.finish_reason:

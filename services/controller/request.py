@@ -74,10 +74,11 @@ class LiveRequest:
     """State of one request from arrival to the last message.
 
     slo: what the client was told, from arrival. value: worth of the promise. max_output_tokens: bound by max_tokens
-    and the window. epoch: number of the current submission; wire_id names it on workers, so that events of an earlier
-    submission can never be taken for events of this one. attempts: submissions that have failed. late: a token has
-    missed its due time. answered: admission has decided once. told: the client has had a message. next_due_s: when
-    the next token is due, known when it resumes. Times are monotonic.
+    and the window. zero_load_s: prefill time of the prompt on an idle engine. epoch: number of the current
+    submission; wire_id names it on workers, so that events of an earlier submission can never be taken for events of
+    this one. attempts: submissions that have failed. late: a token has missed its due time. answered: admission has
+    decided once. told: the client has had a message. next_due_s: when the next token is due, known when it resumes.
+    Times are monotonic.
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class LiveRequest:
     expected_output_tokens: int
     max_output_tokens: int
     outbox: Outbox
+    zero_load_s: float = 0.0
     splitter: ReasoningSplitter | None = None
     thinking_end_token_id: int | None = None
     admission: Admission = Admission.BEST_EFFORT

@@ -28,7 +28,7 @@ class Record:
     def __init__(self) -> None:
         self.displacements: list[tuple[str, str]] = []
         self.rejections: list[str] = []
-        self.relay = Relay(lambda _: 10, lambda _: None)
+        self.relay = Relay(lambda _: 10, lambda _: None, lambda: None)
 
     def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
         self.relay.stepped(replica, step, ended_s)

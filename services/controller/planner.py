@@ -1,0 +1,138 @@
+"""Puts requests to the policy: which replica can promise what."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from scheduling.policy import Policy
+from scheduling.promotion import promote
+from scheduling.types import AdmissionDecision, Candidate
+from services.controller.mirror import ReplicaMirror
+from services.controller.replica import Replica
+from services.controller.request import LiveRequest
+
+PER_DECISION = 10
+"""The paper's bound on new requests in one plan; the rest wait for the next."""
+
+
+class Planner:
+    """One policy, asked for one replica after the other in the order that routing proposes."""
+
+    def __init__(self, policy: Policy, relay_s: Callable[[], float]) -> None:
+        """relay_s: time between engine and client, taken off deadlines."""
+        self.policy = policy
+        self._relay_s = relay_s
+
+    def engine_due_s(self, request: LiveRequest) -> float:
+        """When the engine must have the first token, so that the client has it in time."""
+        return request.first_due_s - self._relay_s()
+
+    def ask(
+        self,
+        requests: Sequence[LiveRequest],
+        replicas: Sequence[Replica],
+        place: Callable[[LiveRequest, Replica], None],
+    ) -> list[tuple[LiveRequest, str]]:
+        """Place those that a replica can promise; return the others with the reason of the last one asked."""
+        now_s = time.monotonic()
+        views = [mirror_of(replica).view() for replica in replicas]
+        hops = {
+            request.request_id: deque(self.policy.routing.order(now_s, self._candidate(request), views))
+            for request in requests
+        }
+        reasons = {request.request_id: "no replica was asked" for request in requests}
+        asking, declined = list(requests), []
+        while asking:
+            groups: dict[int, list[LiveRequest]] = {}
+            for request in asking:
+                if hops[request.request_id]:
+                    groups.setdefault(hops[request.request_id].popleft(), []).append(request)
+                else:
+                    declined.append((request, reasons[request.request_id]))
+            asking = []
+            for index, group in groups.items():
+                decision = self._decide(group, replicas[index], now_s)
+                accepted = set(decision.accepted)
+                for request in group:
+                    if request.wire_id in accepted:
+                        place(request, replicas[index])
+                    else:
+                        reasons[request.request_id] = decision.declined.get(request.wire_id, "the plan left it out")
+                        asking.append(request)
+        return declined
+
+    def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Replica:
+        """Where routing would send a request that is promised whatever the plan says."""
+        views = [mirror_of(replica).view() for replica in replicas]
+        order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
+        return replicas[order[0]] if order else min(replicas, key=lambda replica: len(replica.requests))
+
+    def promotable(self, requests: Sequence[LiveRequest], replica: Replica) -> list[LiveRequest]:
+        """Best-effort requests on this replica that it can promise now."""
+        now_s = time.monotonic()
+        mirror = mirror_of(replica)
+        decision = promote(
+            now_s,
+            mirror.table,
+            mirror.free_blocks,
+            mirror.model,
+            mirror.limits,
+            self.policy.admission,
+            [request.wire_id for request in requests],
+        )
+        accepted = set(decision.accepted)
+        found = [request for request in requests if request.wire_id in accepted]
+        for request in found:
+            request.explain = _explanation(request, replica, decision, now_s)
+        return found
+
+    def _decide(self, group: Sequence[LiveRequest], replica: Replica, now_s: float) -> AdmissionDecision:
+        mirror = mirror_of(replica)
+        candidates = [self._candidate(request) for request in group]
+        decision = self.policy.admission.decide(
+            now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates
+        )
+        for request in group:
+            request.explain = _explanation(request, replica, decision, now_s)
+        return decision
+
+    def _candidate(self, request: LiveRequest) -> Candidate:
+        """Return the request as the planner sees it; its first token is the next one that is due."""
+        due_s = self.engine_due_s(request)
+        if request.output and request.next_due_s is not None:
+            due_s = request.next_due_s
+        slo = request.slo
+        thinking = slo.thinking_tpot_s if not request.thinking_done else None
+        return Candidate(
+            request_id=request.wire_id,
+            arrival_s=request.arrival_s,
+            prompt_tokens=request.prompt_tokens + len(request.output),
+            slo=replace(slo, ttft_s=due_s - request.arrival_s, thinking_tpot_s=thinking),
+            expected_output_tokens=max(1, request.expected_output_tokens - len(request.output)),
+            max_output_tokens=max(1, request.max_output_tokens - len(request.output)),
+            value=request.value,
+            slo_class=request.slo_class,
+            tenant=request.tenant,
+            session_id=request.call.session_id,
+        )
+
+
+def _explanation(
+    request: LiveRequest, replica: Replica, decision: AdmissionDecision, now_s: float
+) -> dict[str, object]:
+    return {
+        "replica": replica.worker_id,
+        "accepted": request.wire_id in decision.accepted,
+        "reason": decision.declined.get(request.wire_id, ""),
+        "decided_after_s": now_s - request.arrival_s,
+        "plan": decision.explain,
+    }
+
+
+def mirror_of(replica: Replica) -> ReplicaMirror:
+    """Mirror of a replica that takes work."""
+    assert replica.mirror is not None, "only usable replicas are asked, and they have a mirror"
+    return replica.mirror
