@@ -120,9 +120,6 @@ def use(compose: Compose) -> None:
 def _override(image: str, registries: bool) -> dict[str, Any]:
     build = {"context": str(ROOT), "args": {"BASE": image}, "network": "host"}
     services: dict[str, Any] = {name: {"build": build} for name in ("controller", "model", "worker-0", "worker-1")}
-    for name in ("worker-0", "worker-1"):
-        # The emulator shares no memory with a GPU, and not every machine may raise these.
-        services[name] |= {"shm_size": "64m", "ulimits": {"memlock": 65536, "nofile": {"soft": 1024, "hard": 1024}}}
     if not registries:
         # Without a registry the server comes from the package in the controller's image.
         probe = "import socket; socket.create_connection(('localhost', 6379), 1)"

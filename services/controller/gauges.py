@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from scheduling.types import Admission
+from services.common.metrics import Collector, GaugeMetricFamily
 from services.controller.core import Core
 from services.controller.replica import ReplicaState
 
