@@ -18,7 +18,7 @@ from services.common.store import StoreSettings
 from services.controller.admission import AdmissionSettings
 from services.controller.core import CoreSettings
 from services.controller.link import LinkTimes
-from services.controller.process import default_controller_id, serve
+from services.controller.process import ControllerFailed, default_controller_id, serve
 from services.controller.replicas import ReplicaSettings
 from services.controller.servers import ListenError
 from services.controller.settings import ControllerSettings
@@ -108,6 +108,8 @@ def main(
     )
     try:
         uvloop.run(serve(settings))
+    except ControllerFailed as error:
+        sys.exit(f"The controller failed: {error}")
     except (ListenError, ModelFolderError, SecurityError, ValueError) as error:
         sys.exit(f"The controller cannot start: {error}")
 

@@ -100,6 +100,7 @@ class Core:
         self._failover = Failover(settings.attempts, self.admission.offer, self._fail, metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: asyncio.Event | None = None
+        self.failed = asyncio.Event()
 
     # ---- life
 
@@ -110,7 +111,12 @@ class Core:
         loops = (self.replicas.run(), self.directory.run(), self.admission.run(), self.journal.run(), self._housekeep())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         for task in self._tasks:
-            task.add_done_callback(_report)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a task of the controller failed", exc_info=task.exception())
+            self.failed.set()
 
     async def drain(self, timeout_s: float) -> int:
         """Take nothing new and wait for what runs; return how many requests had to be cut off."""
@@ -340,8 +346,3 @@ class Core:
             for request in self.admission.expire(now_s):
                 why = f"no replica came back: {self.replicas.why_none(request.call.model)}"
                 self._fail(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("a task of the controller failed", exc_info=task.exception())

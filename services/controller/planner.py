@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from scheduling.types import AdmissionDecision, Candidate
 from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
+
+log = logging.getLogger(__name__)
 
 PER_DECISION = 10
 """The paper's bound on new requests in one plan; the rest wait for the next."""
@@ -74,15 +77,19 @@ class Planner:
         """Best-effort requests on this replica that it can promise now."""
         now_s = time.monotonic()
         mirror = mirror_of(replica)
-        decision = promote(
-            now_s,
-            mirror.table,
-            mirror.free_blocks,
-            mirror.model,
-            mirror.limits,
-            self.policy.admission,
-            [request.wire_id for request in requests],
-        )
+        try:
+            decision = promote(
+                now_s,
+                mirror.table,
+                mirror.free_blocks,
+                mirror.model,
+                mirror.limits,
+                self.policy.admission,
+                [request.wire_id for request in requests],
+            )
+        except Exception:  # as above
+            log.exception("policy %s failed", self.policy.name)
+            return []
         accepted = set(decision.accepted)
         found = [request for request in requests if request.wire_id in accepted]
         for request in found:
@@ -92,9 +99,14 @@ class Planner:
     def _decide(self, group: Sequence[LiveRequest], replica: Replica, now_s: float) -> AdmissionDecision:
         mirror = mirror_of(replica)
         candidates = [self._candidate(request) for request in group]
-        decision = self.policy.admission.decide(
-            now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates
-        )
+        try:
+            decision = self.policy.admission.decide(
+                now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates
+            )
+        except Exception as error:  # a policy that fails must cost promises, never requests
+            log.exception("policy %s failed", self.policy.name)
+            reason = f"policy {self.policy.name} failed ({error!r}); see the controller's log"
+            decision = AdmissionDecision((), {candidate.request_id: reason for candidate in candidates})
         for request in group:
             request.explain = _explanation(request, replica, decision, now_s)
         return decision

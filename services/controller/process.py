@@ -28,6 +28,11 @@ from services.controller.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
+
+class ControllerFailed(Exception):
+    """Something went wrong that only a new process sets right."""
+
+
 LOCAL_POOL = (("grpc.use_local_subchannel_pool", 1),)
 """A channel of its own per link: a broken connection is tried again at our pace, not at the library's."""
 
@@ -93,10 +98,14 @@ async def _lead(
             return
         gate.open(core)
         metrics.registry.register(gauges)
-        waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(lost.wait())]
+        waits = [asyncio.create_task(event.wait()) for event in (stopping, lost, core.failed)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if core.failed.is_set():
+            gate.close("the controller has failed and restarts")
+            await core.cut_off("the controller failed; send the request again")
+            raise ControllerFailed("a task failed, see above; the process ends so that it can be restarted")
         if lost.is_set():
             gate.close("another controller leads; this one stands by")
             await core.cut_off("another controller has taken over; send the request again")

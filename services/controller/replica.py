@@ -270,6 +270,14 @@ class Replica:
             if event.number <= self.last_event:
                 return
             self.last_event = event.number
+        try:
+            self._handle(event, received_s)
+        except Exception:
+            # Nobody knows how much of the event was taken in: what is here goes on elsewhere, from its last token.
+            log.exception("failed on event %d of worker %s", event.number, self.worker_id)
+            self._displace_all("the controller failed on one of its events")
+
+    def _handle(self, event: worker_pb2.Event, received_s: float) -> None:
         kind = event.WhichOneof("event")
         if kind == "step":
             self._stepped(event.step, received_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 import urllib.error
@@ -12,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from protos.slos.v1 import admin_pb2, client_pb2, common_pb2
+from protos.slos.v1 import admin_pb2, client_pb2
 from tests.fixtures.controller import ControlledCluster, controlled
 from tests.services.controller.load import Answer, generate_request, prompt_of, run_all
 
@@ -232,14 +233,26 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(cluster: Cont
     assert status == [0]
 
 
-def test_a_full_best_effort_queue_refuses_more(tmp_path: Path) -> None:
-    impossible = common_pb2.SloSpec(slo_class="chatbot", ttft_ms=1.0)
-    with controlled(tmp_path, workers=1, controller_arguments=("--best-effort-queue", "5")) as cluster:
-        requests = [generate_request(prompt_of(seed), slo=impossible, max_tokens=30) for seed in range(30)]
-        answers = run_all(cluster.grpc_address, requests)
-        refused = [answer.error for answer in answers if answer.error is not None]
-        assert {answer.finish for answer in answers if answer.error is None} == {"length"}
-        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-        assert "5 best-effort requests wait already" in str(refused[0].details())
-        assert 30 - len(refused) >= 5
-        cluster.settled()
+def test_a_leader_that_slept_finds_itself_replaced_and_says_so(cluster: ControlledCluster) -> None:
+    sleeper = cluster.process("controller")
+    old_address = cluster.grpc_address
+    cluster.start_controller(name="standby")
+    cluster.until(lambda: "standby" in ready(cluster)[1], "the second controller stands by")
+
+    def sleep() -> None:
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            cluster.until(lambda: ready(cluster)[0] == 200, "the standby leads")
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+
+    answers = run_all(old_address, load(4, 1000), after=(20, sleep))
+    assert {answer.finish for answer in answers} == {"error"}
+    assert all(answer.last is not None and "another controller" in answer.last.error for answer in answers)
+    cluster.wait_for_replicas(2)
+    assert {answer.finish for answer in run_all(cluster.grpc_address, load(4))} == {"length"}
+    cluster.settled()
+    cluster.use("controller")
+    cluster.until(lambda: "standby" in ready(cluster)[1], "the first controller stands by now")
+    cluster.end("controller")
+    cluster.end("standby")
