@@ -39,7 +39,8 @@ def by_arrival(ints: IntArray, flags: BoolArray, used: int) -> IntArray:
 @kernel
 def blocks_wanted(ints: IntArray, slot: int, tokens: int, block: int) -> int:
     """KV blocks that a request lacks for this many more tokens."""
-    return max(0, (ints[CONTEXT, slot] + tokens + block - 1) // block - ints[KV_BLOCKS, slot])
+    wanted: int = max(0, (ints[CONTEXT, slot] + tokens + block - 1) // block - ints[KV_BLOCKS, slot])
+    return wanted
 
 
 @kernel
