@@ -8,6 +8,8 @@ it without TLS only where the network itself is trusted.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+_FIRST_MESSAGE_TIMEOUT_S = 1.0
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 
@@ -134,13 +137,20 @@ def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
     """Return a handler of the same kind that answers UNAUTHENTICATED."""
     reason = "the cluster token is missing or wrong; give both ends the same token"
 
-    async def unary(_: object, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(_: object, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+
+    async def refuse_stream(_: object, context: grpc.aio.ServicerContext) -> None:
+        # A caller whose first write meets a closed stream would be told of that instead of the reason.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
+                await context.read()
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
     if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(unary)
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
     if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(unary)
+        return grpc.stream_unary_rpc_method_handler(refuse_stream)
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(unary)
-    return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.unary_stream_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse)

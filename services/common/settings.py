@@ -20,7 +20,7 @@ import click
 
 from services.common import logging as line_logging
 from services.common.security import SecuritySettings
-from services.common.store.connection import StoreSettings
+from services.common.store.connection import StoreSettings, redact
 
 CONTEXT = {"auto_envvar_prefix": "SLOS", "help_option_names": ["-h", "--help"], "show_default": True}
 """Settings of a command whose options also come from SLOS_ variables."""
@@ -48,13 +48,23 @@ def store_options(command: Command) -> Command:
         "store",
         [
             click.option(
-                "--redis-url", default=default.url, help="redis://, rediss:// (TLS) or unix://", show_envvar=True
+                "--redis-url",
+                default=default.url,
+                callback=_redis_url,
+                help="redis://, rediss:// (TLS) or unix://",
+                show_envvar=True,
             ),
             click.option("--redis-prefix", default=default.prefix, help="keeps clusters on one Redis apart"),
             click.option("--redis-ca", default="", help="file with the authority of Redis' certificate"),
         ],
         lambda values: StoreSettings(url=values["redis_url"], prefix=values["redis_prefix"], tls_ca=values["redis_ca"]),
     )
+
+
+def _redis_url(_: click.Context, __: click.Parameter, url: str) -> str:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise click.BadParameter(f"{redact(url)!r} is no Redis URL; write redis://host:port/0, rediss:// or unix://")
+    return url
 
 
 def security_options(command: Command) -> Command:
