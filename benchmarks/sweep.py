@@ -19,10 +19,10 @@ import grpc
 
 from benchmarks import prometheus
 from benchmarks.common import say
-from loadtest import plan, slo_scale
+from loadtest import knee, plan, slo_scale
 from loadtest.own_cluster import OwnCluster, model_folder, own_cluster
 from protos.slos.v1 import admin_pb2, admin_pb2_grpc
-from scheduling.time_model import BatchShape, TimeModel
+from scheduling.time_model import TimeModel
 
 _STEP_ERROR = "slos:step_time_error_ratio"
 MARGIN = "slos:time_margin_ratio"
@@ -54,13 +54,7 @@ def policy_arguments(name: str) -> tuple[str, ...]:
 
 
 def knee_rate_per_s(model: TimeModel, workload: Workload, window_tokens: int) -> float:
-    """Rough rate at which one replica is full: steps of tight TPOT, all of their tokens used.
-
-    A step of twice the time of a single token, which is what tight TPOT means here, leaves half of it for tokens.
-    """
-    step_s = slo_scale.step_s(model)
-    bare = model.with_margin(1.0)
-    tokens_per_step = bare.max_new_tokens(2 * step_s, requests=1.0)
+    """Rough rate at which one replica is full with this workload."""
     drawn = plan.make(
         workload.scenario,
         rate_per_s=5.0,
@@ -69,8 +63,7 @@ def knee_rate_per_s(model: TimeModel, workload: Workload, window_tokens: int) ->
         length_scale=workload.length_scale,
         seed=workload.seed,
     )
-    tokens = sum(r.added_tokens + r.output_tokens for s in drawn.sessions for r in s.rounds) / len(drawn.sessions)
-    return tokens_per_step / bare.duration_s(BatchShape(float(tokens_per_step), 1.0)) / tokens
+    return knee.knee_rate_per_s([model], drawn.sessions)
 
 
 def run(
@@ -91,9 +84,9 @@ def run(
             replica, window_tokens = _replica(cluster)
             time_model = TimeModel.from_json(replica.time_model_json)
             if rates is None:
-                knee = knee_rate_per_s(time_model, workload, window_tokens)
-                rates = [round(knee * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
-                say(f"estimated knee: {knee:.2f} sessions/s; rates {rates}")
+                full = knee_rate_per_s(time_model, workload, window_tokens)
+                rates = [round(full * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
+                say(f"estimated knee: {full:.2f} sessions/s; rates {rates}")
             if not engine:
                 quality = time_model.quality
                 engine = {

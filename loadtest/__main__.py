@@ -58,6 +58,8 @@ def _announcement(load: Load, closed_users: int) -> str:
         if closed_users
         else f"{load.plan.requests} requests in {len(load.plan.sessions)} sessions"
     )
+    if not closed_users:
+        planned += f" ({load.plan.rate_per_s:.2f}/s)"
     return f"{planned} over {load.plan.duration_s:g} s; TPOT SLOs scaled by {load.target.scale:g}"
 
 

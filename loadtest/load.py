@@ -11,10 +11,11 @@ from loadtest import calibration, plan, slo_scale
 from loadtest.calibration import TokensPerWord
 from loadtest.grpc_transport import AdminClient, GrpcTransport
 from loadtest.http_transport import HttpTransport
+from loadtest.knee import knee_rate_per_s
 from loadtest.options import Options
 from loadtest.plan import Plan, PlannedSession
 from loadtest.records import CallFailed, Record, Transport
-from protos.slos.v1 import admin_pb2, common_pb2
+from protos.slos.v1 import common_pb2
 from scheduling.classes import APPLICATION_CLASSES, scaled
 from scheduling.time_model import TimeModel
 from scheduling.types import SloClass
@@ -22,8 +23,8 @@ from scheduling.types import SloClass
 _WINDOW_RESERVE_TOKENS = 64
 """Room for the error of planned prompt lengths; our words are not the model's tokens."""
 
-_CLOSED_STOCK = 500
-"""Sessions to choose from in a closed loop."""
+_STOCK = 500
+"""Sessions to choose from in a closed loop, and to know the mean session by."""
 
 
 class LoadError(Exception):
@@ -41,6 +42,7 @@ class Target:
     emulated: bool
     hardware: str
     classes: Mapping[str, SloClass]
+    time_models: tuple[TimeModel, ...]
     scale: float
 
 
@@ -101,18 +103,7 @@ def prepare(options: Options, closed: bool = False) -> Load:
     """
     target = _target(options)
     try:
-        drawn = plan.make(
-            options.scenario,
-            rate_per_s=_CLOSED_STOCK / options.duration_s if closed else options.rate_per_s,
-            duration_s=options.duration_s,
-            arrivals="poisson" if closed else options.arrivals,
-            spike=options.spike,
-            seed=options.seed,
-            window_tokens=target.window_tokens - _WINDOW_RESERVE_TOKENS,
-            length_scale=options.length_scale,
-            delay_scale=options.delay_scale,
-            data=options.data,
-        )
+        drawn = _draw(options, target, closed)
     except ValueError as error:
         raise LoadError(str(error)) from error
     missing = [a for a in drawn.applications if a not in target.classes]
@@ -126,6 +117,29 @@ def prepare(options: Options, closed: bool = False) -> Load:
             transport.close()
         raise LoadError(f"the cluster does not serve {target.model}: {error}") from error
     return Load(options, target, drawn, tokens, transports)
+
+
+def _draw(options: Options, target: Target, closed: bool) -> Plan:
+    def at(rate_per_s: float, duration_s: float, arrivals: str) -> Plan:
+        return plan.make(
+            options.scenario,
+            rate_per_s=rate_per_s,
+            duration_s=duration_s,
+            arrivals=arrivals,
+            spike=options.spike,
+            seed=options.seed,
+            window_tokens=target.window_tokens - _WINDOW_RESERVE_TOKENS,
+            length_scale=options.length_scale,
+            delay_scale=options.delay_scale,
+            data=options.data,
+        )
+
+    if closed:
+        return at(_STOCK / options.duration_s, options.duration_s, "poisson")
+    rate_per_s = options.rate.value
+    if options.rate.of_knee:
+        rate_per_s *= knee_rate_per_s(target.time_models, at(_STOCK / 100.0, 100.0, "poisson").sessions)
+    return at(rate_per_s, options.duration_s, options.arrivals)
 
 
 def _transports(options: Options) -> tuple[Transport, ...]:
@@ -154,6 +168,7 @@ def _target(options: Options) -> Target:
     if name not in names or (len(names) > 1 and not options.model):
         raise LoadError(f"choose one of the models that are served with --model: {', '.join(names)}")
     replicas = [r for r in status.replicas if r.model == name]
+    models_of_time = tuple(TimeModel.from_json(r.time_model_json) for r in replicas if r.time_model_json)
     return Target(
         model=name,
         window_tokens=next(m.max_model_len for m in models if m.name == name),
@@ -162,17 +177,16 @@ def _target(options: Options) -> Target:
         emulated=any(r.emulated for r in replicas),
         hardware=", ".join(sorted({r.hardware for r in replicas})),
         classes={c.name: _slo_class(c) for c in stored} or dict(APPLICATION_CLASSES),
-        scale=_scale(options, replicas),
+        time_models=models_of_time,
+        scale=_scale(options, models_of_time),
     )
 
 
-def _scale(options: Options, replicas: list[admin_pb2.Replica]) -> float:
+def _scale(options: Options, models: tuple[TimeModel, ...]) -> float:
     if options.slo_scale is not None:
         return options.slo_scale
     try:
-        return round(
-            slo_scale.scale_for(TimeModel.from_json(r.time_model_json) for r in replicas if r.time_model_json), 2
-        )
+        return round(slo_scale.scale_for(models), 2)
     except ValueError as error:
         raise LoadError(str(error)) from error
 

@@ -15,6 +15,14 @@ DEFAULT_GRPC = "127.0.0.1:9000"
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """Sessions per second; of_knee: the value is a multiple of the estimated knee."""
+
+    value: float
+    of_knee: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What to send, and where. Lengths and times as plan.make takes them; slo_scale None means auto."""
 
@@ -22,7 +30,7 @@ class Options:
     grpc: str
     transport: str
     scenario: str
-    rate_per_s: float
+    rate: Rate
     duration_s: float
     arrivals: str
     spike: Spike
@@ -49,7 +57,13 @@ def add_to(parser: argparse.ArgumentParser, own_host: bool = True) -> None:
     add("--grpc", default=DEFAULT_GRPC, help="host:port of the gRPC API (default %(default)s)")
     add("--transport", choices=TRANSPORTS, default="both", help="both: every other session goes over HTTP")
     add("--scenario", default="mixed", help=f"{', '.join(plan.scenarios())} (default %(default)s)")
-    add("--rate", type=_positive, default=0.5, help="sessions per second, open loop (default %(default)s)")
+    add(
+        "--rate",
+        type=_rate,
+        default=Rate(0.5),
+        help="sessions per second, or a multiple such as 0.8x of the rate at"
+        " which the engines are about full, by their time models (default 0.5)",
+    )
     add("--duration", type=_seconds, default=60.0, help="such as 90, 90s or 2m (default 60s)")
     add("--arrivals", choices=plan.ARRIVALS, default="poisson", help="open loop: when sessions start")
     add("--spike", type=_positive, default=4.0, help="burst: the spike's rate, as a multiple (default %(default)s)")
@@ -79,7 +93,7 @@ def read(namespace: argparse.Namespace) -> Options:
         grpc=namespace.grpc,
         transport=namespace.transport,
         scenario=namespace.scenario,
-        rate_per_s=namespace.rate,
+        rate=namespace.rate,
         duration_s=namespace.duration,
         arrivals=namespace.arrivals,
         spike=Spike(namespace.spike, namespace.spike_start, namespace.spike_length),
@@ -104,6 +118,14 @@ def _positive(value: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number, not {value}")
     return number
+
+
+def _rate(value: str) -> Rate:
+    of_knee = value.endswith("x")
+    try:
+        return Rate(_positive(value.removesuffix("x")), of_knee)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be sessions per second such as 0.5, or 0.8x, not {value!r}") from None
 
 
 def _seconds(value: str) -> float:

@@ -55,11 +55,12 @@ class PlannedSession:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sessions sorted by start; duration_s is when the last one may start."""
+    """Sessions sorted by start; duration_s is when the last one may start, rate_per_s what was asked for."""
 
     scenario: str
     sessions: tuple[PlannedSession, ...]
     duration_s: float
+    rate_per_s: float
     seed: int
 
     @property
@@ -119,7 +120,7 @@ def make(
             f"{rate_per_s:g} sessions/s over {duration_s:g} s sends nothing; raise the rate or the duration"
         )
     numbered = tuple(replace(s, number=i) for i, s in enumerate(chosen))
-    return Plan(scenario, numbered, duration_s, seed)
+    return Plan(scenario, numbered, duration_s, rate_per_s, seed)
 
 
 def _sessions(scenario: str, rate_per_s: float, seed: int, data: Path | None) -> list[PlannedSession]:

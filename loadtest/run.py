@@ -114,7 +114,7 @@ def facts(load: Load, begun_at: float, wall_s: float, closed_users: int) -> dict
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun_at)),
         "wall_s": round(wall_s, 2),
         "loop": f"closed, {closed_users} users" if closed_users else f"open, {options.arrivals}",
-        "rate_per_s": options.rate_per_s,
+        "rate_per_s": None if closed_users else round(load.plan.rate_per_s, 4),
         "duration_s": options.duration_s,
         "spike": options.spike.factor if closed_users or options.arrivals == "burst" else None,
         "seed": options.seed,

@@ -9,7 +9,7 @@ from scheduling.time_model import TimeModel
 
 
 def target(scale: float) -> Target:
-    return Target("m", 2048, "slos", 1, True, "", APPLICATION_CLASSES, scale)
+    return Target("m", 2048, "slos", 1, True, "", APPLICATION_CLASSES, (), scale)
 
 
 def test_the_papers_gpu_has_scale_one_and_a_slower_engine_more() -> None:

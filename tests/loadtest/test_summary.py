@@ -53,7 +53,7 @@ def record(session: int, application: str = "coding", **changes: object) -> Reco
 def planned(*sessions: tuple[str, int]) -> Plan:
     one = PlannedRound(10, 10, 3, 0, "", 0.0)
     rows = tuple(PlannedSession(i, name, 1.0, (one,) * rounds) for i, (name, rounds) in enumerate(sessions))
-    return Plan("mixed", rows, 10.0, 0)
+    return Plan("mixed", rows, 10.0, 1.0, 0)
 
 
 def total(rows: list[summary.ClassSummary]) -> summary.ClassSummary:
