@@ -1,0 +1,162 @@
+"""What must hold for every workload and every policy: tokens are conserved, memory is never negative, time goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduling import registry
+from scheduling.request_table import RequestTable
+from simulation import engine_step
+from simulation.cluster import Cluster
+from simulation.config import ClusterConfig, Failure, Lengths
+from simulation.engine_step import COUNTERS, SIDE_ROWS, execute
+from simulation.workload import Workload
+from tests.simulation.workloads import random_workloads, requests, small_profile
+
+POLICIES = tuple(name for name in registry.names() if name != "distserve")
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> ClusterConfig:
+    """Any policy on one to three replicas, with noise, wrong models, caches, speculation and failures."""
+    replicas = draw(st.integers(1, 3))
+    failures = draw(
+        st.lists(
+            st.builds(Failure, st.integers(0, replicas - 1), st.floats(0.01, 20.0), st.floats(0.1, 5.0)), max_size=2
+        )
+    )
+    return ClusterConfig(
+        policy=draw(st.sampled_from(POLICIES)),
+        replicas=replicas,
+        lengths=draw(st.sampled_from(Lengths)),
+        noise=draw(st.sampled_from([0.0, 0.03, 0.2])),
+        margin=draw(st.sampled_from([1.0, 1.1])),
+        time_error=draw(st.sampled_from([0.0, -0.1, 0.2])),
+        prefix_cache=draw(st.booleans()),
+        speculation=draw(st.booleans()),
+        seed=draw(st.integers(0, 3)),
+        failures=tuple(failures),
+    )
+
+
+def check_invariants(cluster: Cluster) -> None:
+    """After a run: every token came once, in order, after its request; every block is free again."""
+    workload, seen = cluster.workload, cluster.requests
+    assert seen.finished.all()
+    assert (seen.produced == workload.output_tokens).all()
+    for row in range(len(workload)):
+        times = seen.token_times(row)
+        assert times[0] > seen.arrival_s[row]
+        assert (np.diff(times) >= 0).all()
+        assert times[-1] <= cluster.now_s
+    for replica in cluster.replicas:
+        assert len(replica.table) == 0
+        assert replica.free_blocks == replica.limits.total_blocks
+        assert replica.cache.total_blocks <= replica.limits.total_blocks
+        assert replica.busy_s <= cluster.now_s + 1e-9
+    assert cluster.controller.waiting == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(random_workloads(), configurations())
+def test_every_token_comes_and_every_block_is_freed(workload: Workload, config: ClusterConfig) -> None:
+    cluster = Cluster(workload, small_profile(), config)
+    cluster.run()
+    check_invariants(cluster)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    random_workloads(),
+    st.sampled_from([(1, 2), (1, 3), (2, 3), (2, 4)]),
+    st.sampled_from([0.0, 0.05]),
+    st.integers(2048, 8192),
+)
+def test_the_same_for_disaggregated_clusters(
+    workload: Workload, ratio: tuple[int, int], noise: float, kv_tokens: int
+) -> None:
+    config = ClusterConfig("distserve", replicas=ratio[1], prefill_replicas=ratio[0], noise=noise)
+    cluster = Cluster(workload, small_profile(kv_tokens), config)
+    cluster.run()
+    check_invariants(cluster)
+
+
+@settings(max_examples=12, deadline=None)
+@given(random_workloads(), configurations())
+def test_equal_configurations_give_equal_runs(workload: Workload, config: ClusterConfig) -> None:
+    first, second = Cluster(workload, small_profile(), config), Cluster(workload, small_profile(), config)
+    first.run()
+    second.run()
+    assert np.array_equal(first.requests.times, second.requests.times)
+    assert np.array_equal(first.requests.promised, second.requests.promised)
+    assert first.events == second.events
+
+
+def test_an_event_in_the_past_is_refused() -> None:
+    cluster = Cluster(requests((0.0, 10, 2)), small_profile(), ClusterConfig("vllm-v1"))
+    cluster.run()
+    with pytest.raises(ValueError, match="past|already"):
+        cluster.schedule(cluster.now_s - 0.1, None)  # type: ignore[arg-type]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans())
+def test_the_compiled_step_moves_the_table_as_the_table_does_itself(seed: int, verified: int, thinks: bool) -> None:
+    rng = np.random.default_rng(seed)
+    ours, reference = RequestTable(4), RequestTable(4)
+    side = np.zeros((SIDE_ROWS, 4), np.int64)
+    lengths = [int(n) for n in rng.integers(1, 30, 3)]
+    thinking = [int(rng.integers(1, n + 1)) if thinks else 0 for n in lengths]
+    for index, (length, tight) in enumerate(zip(lengths, thinking, strict=True)):
+        for table in (ours, reference):
+            slot = table.add(
+                str(index),
+                prompt_tokens=40 + index,
+                prefill_deadline_s=0.2,
+                tpot_s=0.05 if tight else 0.1,
+                answer_tpot_s=0.1,
+                remaining_output=20,
+                max_remaining_output=30,
+            )
+        side[:, slot] = (index, length, tight)
+    nothing = np.empty(0, np.int64)
+    late = np.zeros(3, np.bool_)
+    now, free = 0.0, 1000
+    emitted, finished = np.zeros((2, 4), np.int64), np.zeros(4, np.int64)
+    counters, state = np.zeros(COUNTERS, np.int64), np.array([seed], np.uint64)
+    lines = small_profile().time_model.array
+    while len(ours):
+        slots = ours.slots()
+        prefills = slots[ours.prefill_remaining[slots] > 0]
+        decodes = slots[ours.prefill_remaining[slots] == 0]
+        chunks = np.minimum(ours.prefill_remaining[prefills], rng.integers(1, 30, len(prefills)))
+        end, emissions, done, free = execute(
+            now, 1.0, lines, 16, free, 0.6, ours.ints, ours.floats, ours.flags, side, decodes,
+            np.full(len(decodes), verified), prefills, chunks, nothing, nothing, state, emitted, finished, late, counters,
+        )  # fmt: skip
+        for slot, chunk in zip(prefills, chunks, strict=True):
+            reference.prefilled(int(slot), int(chunk))
+        for slot, count in emitted[:, :emissions].T:
+            row = int(slot)
+            for _ in range(count):
+                if reference.generated[row] == 0:
+                    reference.first_token(row, end)
+                else:
+                    reference.tokens_out(row, 1)
+                if reference.generated[row] == thinking[row]:
+                    reference.thinking_ended(row)
+        for name in ("prefill_remaining", "context", "generated", "remaining_output", "max_remaining_output"):
+            assert np.array_equal(getattr(ours, name), getattr(reference, name)), name
+        for name in ("next_deadline_s", "tpot_s"):
+            assert np.allclose(getattr(ours, name), getattr(reference, name)), name
+        for slot in finished[:done]:
+            assert ours.generated[slot] == lengths[int(side[engine_step.ROW, slot])]
+            free += int(ours.kv_blocks[slot])
+            ours.remove(ours.request_id(int(slot)))
+            reference.remove(reference.request_id(int(slot)))
+        assert end > now
+        now = end
+    assert free == 1000
