@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
-    KVConnectorWorkerMetadata,
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
@@ -17,17 +15,6 @@ from engine.kv.config import Identity
 from engine.vllm.kv.scheduler import SchedulerHalf, StepMetadata
 from engine.vllm.kv.settings import read_extra
 from engine.vllm.kv.worker import WorkerHalf
-
-
-@dataclass
-class LoadFailures(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """vLLM ids of requests whose KV did not arrive: they recompute, and the planner wants to know."""
-
-    vllm_ids: set[str] = field(default_factory=set)
-
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        """Join what several ranks saw."""
-        return LoadFailures(self.vllm_ids | getattr(other, "vllm_ids", set()))
 
 
 class KvExchangeConnector(KVConnectorBase_V1):  # type: ignore[misc]
@@ -93,9 +80,7 @@ class KvExchangeConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Take the workers' report of a step."""
-        failures = connector_output.kv_connector_worker_meta
-        failed = failures.vllm_ids if isinstance(failures, LoadFailures) else set()
-        self._scheduler.workers_report(set(connector_output.finished_sending or ()), failed)
+        self._scheduler.workers_report(set(connector_output.finished_sending or ()))
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine stepping while blocks of finished requests are leaving."""
@@ -139,11 +124,6 @@ class KvExchangeConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that did not arrive; vLLM recomputes them."""
         return self._worker.take_bad_blocks()
-
-    def build_connector_worker_meta(self) -> LoadFailures | None:
-        """Name the requests whose load failed in this step."""
-        failed = self._worker.take_failed_loads()
-        return LoadFailures(failed) if failed else None
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:

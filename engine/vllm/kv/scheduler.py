@@ -79,8 +79,6 @@ class SchedulerHalf:
         self._tried: set[str] = set()
         self._next = StepMetadata()
         self._manager: Any = None
-        self.recomputed: set[str] = set()
-        """vLLM ids of requests whose load failed since the owner last emptied this set."""
 
     def bind(self, manager: Any) -> None:
         """Take the KV cache manager, which knows the blocks of a request."""
@@ -167,7 +165,6 @@ class SchedulerHalf:
         self._unfinished_sends.add(vllm_id)
         return True
 
-    def workers_report(self, sent: set[str], failed: set[str]) -> None:
-        """Take note of what ended in the last step, by vLLM id."""
+    def workers_report(self, sent: set[str]) -> None:
+        """Take note of the sends that ended in the last step, by vLLM id."""
         self._unfinished_sends -= sent
-        self.recomputed |= failed

@@ -29,7 +29,6 @@ class WorkerHalf:
         self._finished: set[str] = set()
         self._done_sends: set[str] = set()
         self._bad_blocks: set[int] = set()
-        self._failed_loads: set[str] = set()
 
     def register(self, caches: dict[str, torch.Tensor], num_blocks: int) -> None:
         """Open the endpoint over the engine's caches, by layer name in the model's order."""
@@ -109,7 +108,6 @@ class WorkerHalf:
                 if vllm_id not in self._finished:
                     log.warning("KV of transfer %s did not arrive and is recomputed: %s", key.transfer_id, reason)
                     self._bad_blocks |= set(blocks)
-                    self._failed_loads.add(vllm_id)
         sent = self._done_sends & self._finished
         self._done_sends -= sent
         self._finished -= sent
@@ -121,11 +119,6 @@ class WorkerHalf:
         """Return and forget the blocks whose load failed since the last call."""
         blocks, self._bad_blocks = self._bad_blocks, set()
         return blocks
-
-    def take_failed_loads(self) -> set[str]:
-        """Return and forget the vLLM ids whose load failed since the last call."""
-        failed, self._failed_loads = self._failed_loads, set()
-        return failed
 
     def close(self) -> None:
         """Close the endpoint."""
