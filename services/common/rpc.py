@@ -33,10 +33,10 @@ def new_server(
     settings: SecuritySettings,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     options: Options = (),
-    for_clients: bool = False,
+    open_services: Sequence[str] = (),
 ) -> grpc.aio.Server:
-    """Make a server. Only callers with the cluster token get in, where one is set, unless it serves clients."""
-    gate = [] if for_clients else server_interceptors(settings)
+    """Make a server. Where a cluster token is set, only callers with it get in, except to open_services."""
+    gate = server_interceptors(settings, open_services)
     return grpc.aio.server(interceptors=[*gate, *interceptors], options=[*_SERVER_LIMITS, *options])
 
 

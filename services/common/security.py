@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +61,19 @@ def server_credentials(settings: SecuritySettings) -> grpc.ServerCredentials | N
     )
 
 
-def server_interceptors(settings: SecuritySettings) -> list[grpc.aio.ServerInterceptor]:
-    """Return what a server between parts needs so that only callers with the token get in."""
-    return [_TokenCheck(settings.token)] if settings.token else []
+def server_interceptors(
+    settings: SecuritySettings, open_services: Sequence[str] = ()
+) -> list[grpc.aio.ServerInterceptor]:
+    """Return what a server needs so that only callers with the token get in.
+
+    open_services: full names of services that everybody may call; health checks always are.
+    """
+    return [_TokenCheck(settings.token, open_services)] if settings.token else []
+
+
+def carries_token(settings: SecuritySettings, authorization: str | None) -> bool:
+    """Whether an `authorization` header carries the cluster token; never where none is set."""
+    return bool(settings.token) and hmac.compare_digest(_bearer(authorization).encode(), settings.token.encode())
 
 
 class ApiKeys:
@@ -112,10 +122,11 @@ def read_file(path: str) -> bytes:
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without the token, except health checks."""
+    """Refuses calls without the token, except health checks and services that are open to all."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, open_services: Sequence[str]) -> None:
         self._token = token
+        self._open = (_HEALTH_PREFIX, *(f"/{name}/" for name in open_services))
 
     async def intercept_service(
         self,
@@ -126,7 +137,7 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         metadata = dict(handler_call_details.invocation_metadata)
         if (
             handler is None
-            or handler_call_details.method.startswith(_HEALTH_PREFIX)
+            or handler_call_details.method.startswith(self._open)
             or hmac.compare_digest(_bearer(metadata.get("authorization")).encode(), self._token.encode())
         ):
             return handler

@@ -16,7 +16,7 @@ _CLOSING = "closing"
 _RECENT_KEPT = 1000
 
 # KEYS: fence, journal, open, recent. ARGV: token, request id, header, time, ttl in ms. 0 when the id is in use.
-# A journal that was closed makes room: clients may take an id again.
+# A journal that was closed makes room: clients may take an id again. The same header again is a repeated call.
 _OPEN = (
     FENCE_CHECK
     + """
@@ -24,7 +24,9 @@ if redis.call('HEXISTS', KEYS[2], 'closing') == 1 then
   redis.call('DEL', KEYS[2])
   redis.call('ZREM', KEYS[4], ARGV[2])
 end
-if redis.call('HSETNX', KEYS[2], 'header', ARGV[3]) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[2], 'header', ARGV[3]) == 0 then
+  if redis.call('HGET', KEYS[2], 'header') ~= ARGV[3] then return 0 end
+end
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
 return 1
