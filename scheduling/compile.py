@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scheduling import registry
 from scheduling.kernels.jit import cache_dir
 from scheduling.request_table import RequestTable
@@ -12,8 +14,11 @@ _MODEL = TimeModel(((0.02, 1e-4, 1e-5, 1e-8, 1e-9, 1e-3),))
 _LIMITS = EngineLimits(2048, 64, 16, 4096, 4096)
 
 
-def warm_up() -> None:
-    """Run every kernel of our own policies once; later calls in this process load or reuse compiled code."""
+OWN = ("slos", "edf-exact", "dp", "edf-pb")
+
+
+def warm_up(names: Sequence[str] = OWN) -> None:
+    """Run every kernel of these policies once; later calls in this process load or reuse compiled code."""
     table = RequestTable()
     table.add("decode", prompt_tokens=10, generated=1, context=10, prefill_deadline_s=0.0, tpot_s=0.1, kv_blocks=1)
     table.add("prefill", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1)
@@ -24,12 +29,12 @@ def warm_up() -> None:
         Candidate("b", 0.0, 2000, Slo(0.3, 0.05), 50, 100),
         Candidate("c", 0.0, 300, Slo(0.4, 0.05), 50, 100),
     ]
-    for name in ("slos", "edf-exact", "dp", "edf-pb"):
+    for name in names:
         policy = registry.get(name)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
 
 
 if __name__ == "__main__":
-    warm_up()
+    warm_up(registry.names())
     print(f"kernels compiled into {cache_dir()}")
