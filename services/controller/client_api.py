@@ -11,7 +11,7 @@ from typing import NoReturn
 import grpc
 
 from protos.slos.v1 import client_pb2, client_pb2_grpc
-from services.common.security import ApiKeys
+from services.common.security import ApiKeys, SecuritySettings, carries_token
 from services.controller.chat_template import TemplateError
 from services.controller.contract import ApiError, Gateway, GenerationCall
 from services.controller.tokenizer import ModelTokenizer
@@ -36,8 +36,11 @@ async def abort(context: grpc.aio.ServicerContext, error: ApiError) -> NoReturn:
 class ClientApi(client_pb2_grpc.ClientServicer):
     """Generate, Cancel, ListModels."""
 
-    def __init__(self, gateway: Gateway, catalog: Mapping[str, ModelTokenizer], api_keys: ApiKeys) -> None:
-        """catalog: tokenizers by model name."""
+    def __init__(
+        self, gateway: Gateway, catalog: Mapping[str, ModelTokenizer], api_keys: ApiKeys, security: SecuritySettings
+    ) -> None:
+        """catalog: tokenizers by model name. api_keys: of clients; operators may use the cluster token instead."""
+        self._security = security
         self._gateway = gateway
         self._catalog = catalog
         self._api_keys = api_keys
@@ -85,7 +88,10 @@ class ClientApi(client_pb2_grpc.ClientServicer):
         if not self._api_keys.required:
             return named
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        tenant = self._api_keys.tenant(metadata.get("authorization"))
+        authorization = metadata.get("authorization")
+        tenant = self._api_keys.tenant(authorization)
+        if tenant is None and carries_token(self._security, authorization):
+            return named
         if tenant is None:
             raise ApiError("UNAUTHENTICATED", "send a known key as metadata `authorization: Bearer KEY`")
         if named not in ("", tenant):

@@ -68,17 +68,20 @@ class JournalWriter:
         self._replicas = replicas
         self._fenced = fenced
         self._wake = asyncio.Event()
-        self._to_open: dict[str, LiveRequest] = {}
+        self._to_open: dict[str, dict[str, object]] = {}
         self._dirty: dict[str, LiveRequest] = {}
         self._to_close: dict[str, dict[str, object]] = {}
+        self._close_first: dict[str, dict[str, object]] = {}
         self._written: dict[str, int] = {}
         self._to_queue: dict[str, float] = {}
         self._unqueue: set[str] = set()
         self._queued: set[str] = set()
 
     def opened(self, request: LiveRequest) -> None:
-        """A request was taken."""
-        self._to_open[request.request_id] = request
+        """A request was taken; its id may be that of one that has just ended."""
+        if request.request_id in self._to_close:
+            self._close_first[request.request_id] = self._to_close.pop(request.request_id)
+        self._to_open[request.request_id] = header(request)
         self._written[request.request_id] = 0
         self._wake.set()
 
@@ -137,30 +140,41 @@ class JournalWriter:
         """Write everything that is due; StoreUnavailable when Redis does not answer (nothing is forgotten then)."""
         seen = [(replica, replica.last_event) for replica in self._replicas()]
         journal, token = self._store.journal, self._token()
-        for batch in _batches(list(self._to_open.values())):
-            await asyncio.gather(*(journal.open(r.request_id, header(r), token) for r in batch))
-            for request in batch:
-                self._to_open.pop(request.request_id, None)
-        for batch in _batches([r for r in self._dirty.values() if r.request_id not in self._to_open]):
-            written = {r.request_id: len(r.output) for r in batch}
+        await self._close(self._close_first)
+        for batch in _batches(list(self._to_open.items())):
+            await asyncio.gather(*(journal.open(request_id, facts, token) for request_id, facts in batch))
+            for request_id, facts in batch:
+                if self._to_open.get(request_id) is facts:
+                    del self._to_open[request_id]
+        for requests in _batches([r for r in self._dirty.values() if r.request_id not in self._to_open]):
             entries = {}
-            for r in batch:
-                start = self._written.get(r.request_id, 0)
-                entries[r.request_id] = {start: {"token_ids": r.output[start:]}}
+            for request in requests:
+                start = self._written.get(request.request_id, 0)
+                entries[request.request_id] = {start: {"token_ids": request.output[start:]}}
+            written = {request.request_id: len(request.output) for request in requests}
             await journal.append(entries, token)
-            for r in batch:
-                if r.request_id in self._written:
-                    self._written[r.request_id] = written[r.request_id]
-                if len(r.output) == written[r.request_id]:
-                    self._dirty.pop(r.request_id, None)
+            for request in requests:
+                if request.request_id in self._written:
+                    self._written[request.request_id] = written[request.request_id]
+                if len(request.output) == written[request.request_id]:
+                    self._dirty.pop(request.request_id, None)
         await self._flush_queue()
-        for ids in _batches(list(self._to_close)):
-            await asyncio.gather(*(journal.close(id_, self._to_close[id_], token) for id_ in ids))
-            for id_ in ids:
-                del self._to_close[id_]
-                self._written.pop(id_, None)
+        for request_id in await self._close(self._to_close):
+            self._written.pop(request_id, None)
         for replica, event in seen:
             replica.acknowledge(event)
+
+    async def _close(self, closings: dict[str, dict[str, object]]) -> list[str]:
+        """Write closings and forget them, unless they were changed meanwhile; return the ids that are done."""
+        done = []
+        for batch in _batches(list(closings.items())):
+            journal, token = self._store.journal, self._token()
+            await asyncio.gather(*(journal.close(request_id, facts, token) for request_id, facts in batch))
+            for request_id, facts in batch:
+                if closings.get(request_id) is facts:
+                    del closings[request_id]
+                    done.append(request_id)
+        return done
 
     async def _flush_queue(self) -> None:
         queue = self._store.best_effort

@@ -56,7 +56,7 @@ class Servers:
         self._gate = gate
         keys = ApiKeys(settings.api_keys)
         self._app = build_app(gate, catalog, settings.http, keys, registry)
-        self._client_api = ClientApi(gate, catalog, keys)
+        self._client_api = ClientApi(gate, catalog, keys, settings.security)
         self._admin_api = AdminApi(gate)
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
@@ -67,7 +67,7 @@ class Servers:
         """Listen on both ports; ListenError when one is taken."""
         host, security = self._settings.host, self._settings.security
         http_socket = _listen(host, self._settings.http_port)
-        server = rpc.new_server(security, for_clients=True)
+        server = rpc.new_server(security, open_services=(CLIENT, reflection.SERVICE_NAME))
         client_pb2_grpc.add_ClientServicer_to_server(self._client_api, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin_api, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -32,8 +32,8 @@ class Echo(worker_pb2_grpc.WorkerServicer, client_pb2_grpc.ClientServicer):
         yield client_pb2.GenerateResponse(text="t")
 
 
-async def served(settings: SecuritySettings, for_clients: bool = False) -> tuple[grpc.aio.Server, int]:
-    server = new_server(settings, for_clients=for_clients)
+async def served(settings: SecuritySettings, open_services: tuple[str, ...] = ()) -> tuple[grpc.aio.Server, int]:
+    server = new_server(settings, open_services=open_services)
     worker_pb2_grpc.add_WorkerServicer_to_server(Echo(), server)
     client_pb2_grpc.add_ClientServicer_to_server(Echo(), server)
     port = add_port(server, "127.0.0.1:0", settings)
@@ -76,10 +76,14 @@ async def test_token_lets_in_who_has_it_and_no_one_else() -> None:
         await server.stop(0)
 
 
-async def test_server_for_clients_asks_for_no_cluster_token() -> None:
-    server, port = await served(SecuritySettings(token="secret"), for_clients=True)
+async def test_open_services_ask_for_no_cluster_token_and_the_others_do() -> None:
+    server, port = await served(SecuritySettings(token="secret"), open_services=("slos.v1.Client",))
     try:
-        await call_all(f"127.0.0.1:{port}", SecuritySettings())
+        async with open_channel(f"127.0.0.1:{port}", SecuritySettings()) as channel:
+            client = client_pb2_grpc.ClientStub(channel)
+            assert (await client.ListModels(client_pb2.ListModelsRequest(), timeout=10)).models[0].name == "m"
+            with pytest.raises(grpc.aio.AioRpcError, match="cluster token"):
+                await ping(channel)
     finally:
         await server.stop(0)
 
