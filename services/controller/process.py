@@ -41,12 +41,12 @@ async def serve(settings: ControllerSettings) -> None:
     """Run the controller until SIGTERM or SIGINT; raises what makes a start impossible."""
     catalog = Catalog.load(settings.models, settings.thinking)
     policy = policies.get(settings.policy, routing=settings.routing or None)
-    warm_up(policy)
     store = Store(settings.store)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     gate = Gate()
     servers = Servers(settings, gate, catalog, registry)
+    warm_up(policy)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
