@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -38,7 +39,8 @@ class Cluster:
         self.workload = workload
         self.profile = profile
         self.config = config
-        self.policy: Policy = registry.get(config.policy, routing=config.routing, **dict(config.policy_options))
+        policy: Policy = registry.get(config.policy, routing=config.routing, **dict(config.policy_options))
+        self.policy = replace(policy, admits_all=True) if config.admit_all else policy
         self.requests = Requests.of(workload, profile)
         model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)
         self.replicas = [

@@ -30,7 +30,8 @@ class ClusterConfig:
     policy_options go to the policy's own function. prefill_replicas > 0: that many of the replicas only prefill and
     hand KV over, the rest only decode. noise: standard deviation of true step times, relative. margin: factor on the
     planner's predictions. time_error: the planner's model is off by this factor - 1 (0.1: it believes steps take 10 %
-    longer than they do). stop_when_late: a run ends early once more than this share of sessions has certainly missed
+    longer than they do). admit_all: promise to everybody, whatever the policy's admission says (an ablation).
+    stop_when_late: a run ends early once more than this share of sessions has certainly missed
     (strict scoring); 1 never stops.
     """
 
@@ -45,6 +46,7 @@ class ClusterConfig:
     time_error: float = 0.0
     prefix_cache: bool = False
     speculation: bool = False
+    admit_all: bool = False
     seed: int = 0
     failures: tuple[Failure, ...] = ()
     stop_when_late: float = 1.0

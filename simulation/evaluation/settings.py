@@ -29,11 +29,12 @@ RATIOS = {"distserve": ((1, 1), (2, 1), (1, 2))}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One configuration of one policy; ratio (0, 0): co-located."""
+    """One configuration of one policy; ratio (0, 0): co-located; rate_per_gpu: what it reached on the tuning part."""
 
     policy: str
     options: Options = ()
     ratio: tuple[int, int] = (0, 0)
+    rate_per_gpu: float = 0.0
 
     def cluster(self, replicas: int, **changes: Any) -> ClusterConfig:
         """A cluster of this many replicas, or of the smallest multiple of the ratio that has at least as many."""
@@ -68,7 +69,7 @@ def tuned(policy: str, profile: str, scenario: str) -> Setting:
     entry = _tuned().get(f"{policy}/{profile}/{scenario}")
     if entry is None:
         return candidates(policy)[0]
-    return Setting(policy, tuple(entry["options"].items()), tuple(entry["ratio"]))
+    return Setting(policy, tuple(entry["options"].items()), tuple(entry["ratio"]), entry["rate_per_gpu"])
 
 
 @lru_cache(maxsize=1)
