@@ -14,9 +14,10 @@ import numpy as np
 from scheduling.batching import BatchSettings, settings_array
 from scheduling.kernels import rollout, rows
 from scheduling.kernels.peak import by_remaining_output
+from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import ABSENT, REM, ROWS
 from scheduling.kernels.search import all_at_once, greedy, label_search
-from scheduling.kernels.step import batch_caps, keep_promised
+from scheduling.kernels.step import batch_caps
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits

@@ -64,7 +64,7 @@ class DeadlineBatching:
         self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
     ) -> BatchPlan:
         """Plan one step (about 10 microseconds with 50 residents); never empty while a request could run."""
-        decode_slots, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_step(
+        decode_slots, spec_tokens, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_step(
             table.ints,
             table.floats,
             table.flags,
@@ -78,6 +78,6 @@ class DeadlineBatching:
             float(limits.max_batch_requests),
             limits.block_size,
             limits.total_blocks,
+            limits.max_spec_tokens,
         )
-        spec_tokens = np.ones(len(decode_slots), dtype=np.int64)
         return BatchPlan(decode_slots, spec_tokens, prefill_slots, prefill_tokens, preempted, relegated, predicted_s)

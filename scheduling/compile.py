@@ -30,7 +30,7 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         Candidate("c", 0.0, 300, Slo(0.4, 0.05), 50, 100),
     ]
     for name in names:
-        policy = registry.get(name)
+        policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from scheduling.kernels.promised import alone_s
 from scheduling.kernels.rows import EPS
-from scheduling.kernels.step import alone_s
 from scheduling.policy import AdmissionPolicy
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel

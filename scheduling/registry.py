@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, cast
 
-from scheduling.policy import BatchPolicy, Policy, RoutingPolicy
+from scheduling.policy import AdmissionPolicy, BatchPolicy, Policy, RoutingPolicy
 from scheduling.routing import get as routing_get
 
 DEFAULT_POLICY = "slos"
@@ -34,16 +34,26 @@ def names() -> tuple[str, ...]:
     return tuple(POLICIES)
 
 
-def get(name: str = DEFAULT_POLICY, *, routing: str | None = None, **options: object) -> Policy:
+def get(
+    name: str = DEFAULT_POLICY, *, routing: str | None = None, explain_lines: bool = False, **options: object
+) -> Policy:
     """Policy by name; ValueError names the ones there are.
 
-    routing: replace the bundle's routing by the one of this name (scheduling.routing). options go to the module's
+    routing: replace the bundle's routing by the one of this name (scheduling.routing). explain_lines: decisions carry
+    budget and demand lines, where the admission policy can draw them. options go to the module's
     `policy` function; TypeError when it does not know one.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
     policy: Policy = importlib.import_module(POLICIES[name]).policy(**options)
+    if explain_lines and _has_field(policy.admission, "explain_lines"):
+        admission: AdmissionPolicy = cast(Any, replace)(policy.admission, explain_lines=True)
+        policy = replace(policy, admission=admission)
     return policy if routing is None else replace(policy, routing=get_routing(routing))
+
+
+def _has_field(part: object, name: str) -> bool:
+    return is_dataclass(part) and any(f.name == name for f in fields(part))
 
 
 def get_routing(name: str) -> RoutingPolicy:
@@ -61,7 +71,7 @@ def batch_policy(name: str, best_effort_floor: float | None = None) -> BatchPoli
         return batching
     if not 0.0 <= best_effort_floor < 1.0:
         raise ValueError(f"best_effort_floor must lie in [0, 1), not {best_effort_floor}")
-    if is_dataclass(batching) and any(f.name == "best_effort_floor" for f in fields(batching)):
+    if _has_field(batching, "best_effort_floor"):
         changed: BatchPolicy = cast(Any, replace)(batching, best_effort_floor=best_effort_floor)
         return changed
     return batching

@@ -9,8 +9,8 @@ import numpy as np
 
 from scheduling.admission import Newcomer
 from scheduling.kernels.budget import token_lines
+from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import CTX, DUE, OUT, PACE, REM
-from scheduling.kernels.step import keep_promised
 from scheduling.kernels.tierplan import chain_feasible, plan_tiers
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
@@ -52,6 +52,12 @@ class TierProblem:
             self.lines,
             self.max_tokens,
         )
+
+    def solve_for(self, newcomers: Sequence[Newcomer]) -> tuple[set[str], float, bool]:
+        """Solve; ids of the accepted newcomers, their value, and whether the running requests are feasible."""
+        chosen, value, running = self.solve()
+        accepted = {newcomers[new].request_id for new in self.new_index[chosen] if new >= 0}
+        return accepted, value, running
 
     def feasible(self, chosen: BoolArray) -> bool:
         """Whether a set is feasible under the same chained PB*."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rows import CTX, DUE, EPS, OUT, PACE, REM
-from scheduling.kernels.steptime import add_chunk, largest_chunk, start_load
+from scheduling.kernels.steptime import add_chunk, add_speculation, largest_chunk, start_load
 from scheduling.request_table import BoolArray, FloatArray, IntArray
 
 FORMED, DECODE_LATE, PREFILL_LATE = 0, 1, 2
@@ -39,6 +39,8 @@ def form_batch(
     m: int,
     now: float,
     eager: bool,
+    drafts: float,
+    draft_steps: float,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -50,7 +52,8 @@ def form_batch(
     """Fill served[i] for decodes and chunks[p] for order positions p from `first` on.
 
     eager: every decode gets its token (those ahead of their deadline too); otherwise only those that would bind the
-    batch after this one. Returns (outcome, duration, end bound, position after the last chunk, request that binds).
+    batch after this one. drafts, draft_steps: tokens to verify beside one per decode, in all and for the request with
+    most (eager only). Returns (outcome, duration, end bound, position after the last chunk, request that binds).
     """
     head = first
     end = np.inf
@@ -85,7 +88,9 @@ def form_batch(
             decodes += 1.0
             kv += state[CTX, i]
     time = start_load(lines, decodes, kv, load)
-    if decodes > max_requests or decodes > max_tokens or (decodes > 0.0 and now + time > end + EPS):
+    if drafts > 0.0:
+        time = add_speculation(lines, load, drafts, draft_steps)
+    if decodes > max_requests or decodes + drafts > max_tokens or (decodes > 0.0 and now + time > end + EPS):
         if eager:
             return DECODE_LATE, 0.0, end, head, bind
         time = _serve_most_urgent(state, n, now, end, lines, min(max_tokens, max_requests), served, load)
@@ -95,7 +100,7 @@ def form_batch(
         for i in range(n):
             if served[i]:
                 decodes += 1.0
-    room = max_tokens - decodes
+    room = max_tokens - decodes - drafts
     requests = decodes
     at = head
     while at < m and room >= 1.0 and requests < max_requests:

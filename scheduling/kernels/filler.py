@@ -8,7 +8,7 @@ from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import extra_blocks, holds_memory, youngest_best_effort
 from scheduling.kernels.rows import EPS
 from scheduling.kernels.settings import AGE_S, WATERMARK
-from scheduling.kernels.steptime import add_chunk, add_decode, largest_chunk, start_load
+from scheduling.kernels.steptime import add_chunk, add_decode, add_speculation, largest_chunk, start_load
 from scheduling.request_table import (
     ACTIVE,
     ARRIVAL,
@@ -35,13 +35,21 @@ def batch_load(
     prefill_slots: IntArray,
     prefill_tokens: IntArray,
     prefills: int,
+    spec_of: IntArray,
     load: FloatArray,
 ) -> float:
     """Duration of a batch given by its slots; leaves its line-wise load in `load`."""
     kv = 0.0
+    drafts = 0
+    deepest = 1
     for k in range(decodes):
-        kv += ints[CONTEXT, decode_slots[k]]
+        slot = decode_slots[k]
+        kv += ints[CONTEXT, slot]
+        drafts += spec_of[slot] - 1
+        deepest = max(deepest, spec_of[slot])
     time = start_load(lines, float(decodes), kv, load)
+    if drafts > 0:
+        time = add_speculation(lines, load, float(drafts), deepest - 1.0)
     for k in range(prefills):
         time = add_chunk(lines, load, float(prefill_tokens[k]), float(ints[CONTEXT, prefill_slots[k]]))
     return time if decodes + prefills > 0 else 0.0
@@ -100,6 +108,7 @@ def fill_best_effort(
     prefill_tokens: IntArray,
     prefills: int,
     preempted: BoolArray,
+    spec_of: IntArray,
     must: bool,
 ) -> tuple[int, int, float]:
     """Append best-effort decodes, then chunks, while the batch ends by `limit`; returns (decodes, prefills, duration).
@@ -107,8 +116,10 @@ def fill_best_effort(
     must: nothing else runs, so one request goes on even when its step is longer than the limit.
     """
     load = np.empty(lines.shape[0])
-    time = batch_load(ints, lines, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, load)
-    room = max_tokens - decodes
+    time = batch_load(ints, lines, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, spec_of, load)
+    room = max_tokens
+    for k in range(decodes):
+        room -= spec_of[decode_slots[k]]
     for k in range(prefills):
         room -= prefill_tokens[k]
     requests = float(decodes + prefills)

@@ -11,9 +11,9 @@ from scheduling.kernels.batches import CAP_PACES, FORMED, form_batch
 from scheduling.kernels.filler import fill_best_effort
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import make_room
+from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import CTX, DUE, EPS, REM, prefill_order
 from scheduling.kernels.shed import form_anything
-from scheduling.kernels.step import keep_promised
 from scheduling.kernels.steptime import add_decode
 from scheduling.request_table import BoolArray, FloatArray, IntArray
 
@@ -57,7 +57,7 @@ def plan_paper_step(
     time, end, after = 0.0, now + longest, 0
     if n > 0:
         outcome, time, end, after, _bind = form_batch(
-            state, n, order, 0, m, now, False, lines, caps, max_tokens, max_requests, served, chunks, load
+            state, n, order, 0, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
         )
         if outcome != FORMED:
             after, time, end = form_anything(
@@ -100,7 +100,7 @@ def plan_paper_step(
     decodes, prefills, time = fill_best_effort(
         ints, floats, flags, used, relegated, now, end, lines, settings, max_tokens, max_requests, free,
         block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
-        decodes + prefills == 0,
+        np.ones(used, np.int64), decodes + prefills == 0,
     )  # fmt: skip
     return (
         decode_slots[:decodes],

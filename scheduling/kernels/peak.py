@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.rows import CTX, OUT, PACE, REM
+from scheduling.kernels.rows import CTX, EPS, OUT, PACE, REM
 from scheduling.kernels.steptime import CONST, PER_KV, PER_REQUEST, PER_TOKEN
 from scheduling.request_table import FloatArray, IntArray
 
@@ -56,17 +56,26 @@ def sustainable(state: FloatArray, rank: IntArray, lines: FloatArray, max_reques
     tightest = np.inf
     rate = 0.0
     read = 0.0
+    grown = 0.0
     for i in rank:
         if state[REM, i] < 0.0:
             continue
-        pace = state[PACE, i]
-        tightest = min(tightest, pace)
-        rate += 1.0 / pace
-        read += (state[CTX, i] + state[REM, i]) / pace
-        if rate * tightest > max_requests:
+        if state[OUT, i] < grown and not _shared(rate, read + grown * rate, tightest, lines, max_requests):
             return False
-        if not _fits(lines, rate * tightest, (read + state[OUT, i] * rate) * tightest, tightest):
-            return False
+        grown = state[OUT, i]
+        tightest = min(tightest, state[PACE, i])
+        rate += 1.0 / state[PACE, i]
+        read += (state[CTX, i] + state[REM, i]) / state[PACE, i]
+    if not _shared(rate, read + grown * rate, tightest, lines, max_requests):
+        return False
+    return _shared(rate, read, tightest, lines, max_requests)
+
+
+@kernel
+def _shared(rate: float, read: float, tightest: float, lines: FloatArray, max_requests: float) -> bool:
+    """Whether the tokens (and KV) due in one span of the tightest TPOT fit into a batch of that length."""
+    if rate * tightest > max_requests + EPS:
+        return False
     return _fits(lines, rate * tightest, read * tightest, tightest)
 
 
@@ -74,6 +83,6 @@ def sustainable(state: FloatArray, rank: IntArray, lines: FloatArray, max_reques
 def _fits(lines: FloatArray, decodes: float, kv: float, time: float) -> bool:
     for j in range(lines.shape[0]):
         load = lines[j, CONST] + (lines[j, PER_TOKEN] + lines[j, PER_REQUEST]) * decodes + lines[j, PER_KV] * kv
-        if load > time:
+        if load > time + EPS:
             return False
     return True

@@ -49,7 +49,7 @@ def run_prefills(
         if head >= stop:
             return FEASIBLE, now, head, -1
         outcome, time, _end, after, bind = form_batch(
-            state, n, order, head, m, now, False, lines, caps, max_tokens, max_requests, served, chunks, load
+            state, n, order, head, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
         )
         if outcome != FORMED:
             return (LATE_DECODE if outcome == DECODE_LATE else LATE_PREFILL), now, head, bind
@@ -98,7 +98,7 @@ def run_decodes(
         if count <= limit and together <= tightest and now + together <= due + EPS:
             return FEASIBLE, -1
         outcome, time, _end, _after, bind = form_batch(
-            state, n, nobody, 0, 0, now, False, lines, caps, max_tokens, max_requests, served, nothing, load
+            state, n, nobody, 0, 0, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, nothing, load
         )
         if outcome != FORMED:
             return LATE_DECODE, bind

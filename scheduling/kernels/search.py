@@ -19,6 +19,7 @@ from scheduling.request_table import BoolArray, FloatArray, IntArray
 
 @kernel
 def check_set(
+    start: FloatArray,
     state: FloatArray,
     order: IntArray,
     head: int,
@@ -35,21 +36,22 @@ def check_set(
     chunks: FloatArray,
     load: FloatArray,
 ) -> tuple[int, int, float, float]:
-    """Is this set feasible from this state (left as it is)? Returns (verdict, who binds, slack seconds, peak blocks).
+    """Is this set feasible? Returns (verdict, who binds, seconds from `now` until prefills are done, peak blocks).
 
-    slack: how long before the last prefill's deadline the prefills are done.
+    start: the set as it is before the first batch, by which memory and sustained decoding are judged. state, head,
+    now: where its simulation begins, the same or a later checkpoint. Both are left as they are.
     """
     n = state.shape[1]
     count = 0
     for i in range(n):
-        if state[REM, i] >= 0.0:
+        if start[REM, i] >= 0.0:
             count += 1
     if count > max_requests:
         return TOO_MANY, -1, 0.0, 0.0
-    peak = peak_blocks(state, rank, block_size)
+    peak = peak_blocks(start, rank, block_size)
     if peak > capacity_blocks:
         return NO_MEMORY, -1, 0.0, peak
-    if not sustainable(state, rank, lines, min(max_tokens, max_requests)):
+    if not sustainable(start, rank, lines, min(max_tokens, max_requests)):
         return OVERLOAD, -1, 0.0, peak
     scratch[:, :] = state
     m = len(order)
@@ -93,7 +95,7 @@ def greedy(
     for k in range(len(items)):
         state[REM, items[k]] = item_rem[k]
         verdict, bind, _slack, _peak = check_set(
-            state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
+            state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
             scratch, served, chunks, load,
         )  # fmt: skip
         verdicts[k] = verdict
@@ -139,6 +141,7 @@ def label_search(
     dones = np.zeros(2 * width)
     peaks = np.zeros(2 * width)
     masks = np.zeros((2 * width, count), np.bool_)
+    start = np.empty((ROWS, n))
     scratch = np.empty((ROWS, n))
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(len(order))
@@ -161,8 +164,13 @@ def label_search(
             states[child, REM, items[k]] = item_rem[k]
             heads[child] = heads[label]
             clocks[child] = clocks[label]
+            start[:, :] = state
+            for other in range(k):
+                if masks[label, other]:
+                    start[REM, items[other]] = item_rem[other]
+            start[REM, items[k]] = item_rem[k]
             verdict, _bind, done, peak = check_set(
-                states[child], order, heads[child], clocks[child], rank, lines, caps, max_tokens, max_requests,
+                start, states[child], order, heads[child], clocks[child], rank, lines, caps, max_tokens, max_requests,
                 block_size, capacity_blocks, scratch, served, chunks, load,
             )  # fmt: skip
             if verdict != FEASIBLE:
@@ -253,6 +261,6 @@ def all_at_once(
         if chosen[k]:
             trial[REM, items[k]] = item_rem[k]
     return check_set(
-        trial, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
+        trial, trial, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
         np.empty((ROWS, n)), np.zeros(n, np.bool_), np.zeros(len(order)), np.empty(lines.shape[0]),
     )  # fmt: skip

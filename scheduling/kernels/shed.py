@@ -10,7 +10,7 @@ import numpy as np
 
 from scheduling.kernels.batches import FORMED, form_batch
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
+from scheduling.kernels.rollout import FEASIBLE, LATE_DECODE, LATE_PREFILL, feasible_from
 from scheduling.kernels.rows import ABSENT, CTX, OUT, REM
 from scheduling.kernels.steptime import add_chunk, start_load
 from scheduling.request_table import VALUE, BoolArray, FloatArray, IntArray
@@ -47,7 +47,7 @@ def shed_latest(
             break
         victim = -1
         worst = -1.0
-        if verdict == LATE_PREFILL and state[REM, bind] > 0.0:
+        if verdict == LATE_PREFILL:
             for at in range(m):
                 i = order[at]
                 if state[REM, i] > 0.0:
@@ -58,22 +58,66 @@ def shed_latest(
                 if i == bind:
                     break
         else:
-            for i in range(n):
-                if state[REM, i] == 0.0:
-                    weight = state[OUT, i] / floats[VALUE, slots[i]]
-                    if weight > worst:
-                        worst = weight
-                        victim = i
+            _shed_decodes(
+                slots, floats, state, n, order, m, now, lines, caps, max_tokens, max_requests, served, chunks, load,
+                relegated,
+            )  # fmt: skip
+            continue
         if victim < 0:
-            victim = bind
+            break
         state[REM, victim] = ABSENT
         relegated[slots[victim]] = True
     outcome, time, end, after, bind = form_batch(
-        state, n, order, 0, m, now, False, lines, caps, max_tokens, max_requests, served, chunks, load
+        state, n, order, 0, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
     )
     if outcome == FORMED:
         return after, time, end
     return form_anything(state, n, order, m, lines, now, max_tokens, max_requests, served, chunks, load)
+
+
+@kernel
+def _shed_decodes(
+    slots: IntArray,
+    floats: FloatArray,
+    state: FloatArray,
+    n: int,
+    order: IntArray,
+    m: int,
+    now: float,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    served: BoolArray,
+    chunks: FloatArray,
+    load: FloatArray,
+    relegated: BoolArray,
+) -> None:
+    """Give up the fewest decodes, those with the most to come per value first, after which no decode is late."""
+    weight = np.zeros(n)
+    decodes = 0
+    for i in range(n):
+        if state[REM, i] == 0.0:
+            weight[i] = state[OUT, i] / floats[VALUE, slots[i]]
+            decodes += 1
+    rank = np.argsort(-weight)
+    low, high = 1, max(decodes, 1)
+    while low < high:
+        middle = (low + high) // 2
+        trial = state.copy()
+        for k in range(middle):
+            trial[REM, rank[k]] = ABSENT
+        verdict, _time, _bind = feasible_from(
+            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+        )
+        if verdict == LATE_DECODE:
+            low = middle + 1
+        else:
+            high = middle
+    for k in range(low):
+        if state[REM, rank[k]] == 0.0:
+            state[REM, rank[k]] = ABSENT
+            relegated[slots[rank[k]]] = True
 
 
 @kernel

@@ -1,23 +1,19 @@
-"""The plan of one step: which promised requests, then what best-effort work fits beside them.
-
-Batches are tried from the most generous to the most careful; the first is taken from whose outcome the exact
-simulation still finds every promise kept. So what admission found feasible stays feasible, whatever was done ahead.
-"""
+"""The plan of one step: the batch of the promised requests, then what best-effort work fits beside it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, FORMED, commit_batch, form_batch
+from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, commit_batch
 from scheduling.kernels.filler import fill_best_effort
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.memory import make_room
+from scheduling.kernels.memory import extra_blocks, make_room
+from scheduling.kernels.promised import choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
-from scheduling.kernels.rows import CTX, DUE, EPS, REM, gather, prefill_order
+from scheduling.kernels.rows import prefill_order
 from scheduling.kernels.settings import FILLER_S, FILLER_STEPS, LONGEST_S, LONGEST_STEPS, PACES, SHORTEST_STEPS
-from scheduling.kernels.shed import shed_latest
-from scheduling.kernels.steptime import add_chunk, duration, start_load
-from scheduling.request_table import ACTIVE, STANDARD, BoolArray, FloatArray, IntArray
+from scheduling.kernels.steptime import duration
+from scheduling.request_table import ACCEPT_RATE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
 
 
 @kernel
@@ -30,54 +26,6 @@ def batch_caps(lines: FloatArray, settings: FloatArray) -> FloatArray:
     caps[CAP_PACES] = settings[PACES]
     caps[CAP_SHORTEST] = settings[SHORTEST_STEPS] * step
     return caps
-
-
-@kernel
-def alone_s(rem: float, ctx: float, lines: FloatArray, max_tokens: float, load: FloatArray) -> float:
-    """Seconds until the next token of a request that has the engine to itself."""
-    if rem == 0.0:
-        return start_load(lines, 1.0, ctx, load)
-    total = 0.0
-    while rem > 0.0:
-        chunk = min(rem, max_tokens)
-        start_load(lines, 0.0, 0.0, load)
-        total += add_chunk(lines, load, chunk, ctx)
-        ctx += chunk
-        rem -= chunk
-    return total
-
-
-@kernel
-def keep_promised(
-    ints: IntArray,
-    floats: FloatArray,
-    flags: BoolArray,
-    used: int,
-    now: float,
-    bare: FloatArray,
-    max_tokens: float,
-    load: FloatArray,
-) -> tuple[IntArray, FloatArray, IntArray]:
-    """Split the promised requests: (slots still in time, their state, slots that have missed or now must miss)."""
-    slots = np.empty(used, np.int64)
-    n = 0
-    for slot in range(used):
-        if flags[ACTIVE, slot] and flags[STANDARD, slot]:
-            slots[n] = slot
-            n += 1
-    state = gather(slots[:n], ints, floats, 0)
-    missed = np.empty(n, np.int64)
-    lost = 0
-    kept = 0
-    for i in range(n):
-        if now + alone_s(state[REM, i], state[CTX, i], bare, max_tokens, load) > state[DUE, i] + EPS:
-            missed[lost] = slots[i]
-            lost += 1
-        else:
-            slots[kept] = slots[i]
-            state[:, kept] = state[:, i]
-            kept += 1
-    return slots[:kept], state[:, :kept].copy(), missed[:lost]
 
 
 @kernel
@@ -95,8 +43,9 @@ def plan_step(
     max_requests: float,
     block_size: int,
     total_blocks: int,
-) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, float]:
-    """Return (decode slots, prefill slots, prefill tokens, preempted slots, relegated slots, predicted seconds)."""
+    max_spec: int,
+) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, float]:
+    """Return (decode slots, tokens to verify for each, prefill slots, their tokens, preempted, relegated, seconds)."""
     load = np.empty(lines.shape[0])
     caps = batch_caps(lines, settings)
     bare = lines / margin
@@ -108,51 +57,29 @@ def plan_step(
     order, m = prefill_order(state, n, 0)
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
-    scratch_served = np.zeros(n, np.bool_)
-    scratch_chunks = np.zeros(m)
+    spec = np.ones(n, np.int64)
     filler_s = max(settings[FILLER_S], settings[FILLER_STEPS] * duration(lines, 1.0, 1.0, 0.0))
-
     decode_slots = np.empty(used, np.int64)
     prefill_slots = np.empty(used, np.int64)
     prefill_tokens = np.empty(used, np.int64)
     preempted = np.zeros(used, np.bool_)
+    spec_of = np.ones(used, np.int64)
     decodes = 0
     prefills = 0
-    time = 0.0
-    end = now + filler_s
-    after = 0
-    chosen = n == 0
-    spare = n == 0
+    time, end, after, spare = 0.0, now + filler_s, 0, True
     if n > 0:
-        wide = caps.copy()
-        wide[CAP_SHORTEST] = wide[CAP_LONGEST] = wide[CAP_IDLE] = np.inf
-        for attempt in range(5):
-            eager = attempt == 0 or attempt == 3
-            use_lines = lines if attempt < 3 else bare
-            use_caps = wide if attempt == 2 else caps
-            outcome, time, end, after, _bind = form_batch(
-                state, n, order, 0, m, now, eager, use_lines, use_caps, max_tokens, max_requests, served, chunks, load
-            )
-            if outcome != FORMED:
-                continue
-            trial = state.copy()
-            head = commit_batch(trial, n, order, 0, after, served, chunks)
-            verdict, _done, _bind = feasible_from(
-                trial, n, order, head, m, now + time, use_lines, use_caps, max_tokens, max_requests,
-                scratch_served, scratch_chunks, load,
-            )  # fmt: skip
-            if verdict == FEASIBLE:
-                chosen = True
-                spare = attempt == 0
-                break
-        if not chosen:
-            after, time, end = shed_latest(
-                slots, floats, state, n, order, m, now, bare, wide, max_tokens, max_requests,
-                served, chunks, load, relegated,
-            )  # fmt: skip
+        accept_rate = np.zeros(n)
+        for i in range(n):
+            if ints[MAX_REMAINING_OUTPUT, slots[i]] > 1:
+                accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
+        time, end, after, spare = choose_batch(
+            slots, floats, state, n, order, m, now, lines, bare, caps, max_tokens, max_requests, accept_rate, max_spec,
+            served, chunks, spec, load, relegated,
+        )  # fmt: skip
         for i in range(n):
             if served[i] and not relegated[slots[i]]:
                 decode_slots[decodes] = slots[i]
+                spec_of[slots[i]] = min(spec[i], ints[MAX_REMAINING_OUTPUT, slots[i]])
                 decodes += 1
         for at in range(after):
             if chunks[at] > 0.0 and not relegated[slots[order[at]]]:
@@ -163,6 +90,14 @@ def plan_step(
         ints, floats, flags, used, relegated, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
+    for k in range(decodes):
+        slot = decode_slots[k]
+        if spec_of[slot] > 1:
+            more = extra_blocks(ints, slot, spec_of[slot], block_size) - extra_blocks(ints, slot, 1, block_size)
+            if more > free:
+                spec_of[slot] = 1
+            else:
+                free -= more
     # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
     limit = min(end, now + max(filler_s, time + 0.25 * filler_s)) if n > 0 else now + filler_s
     if spare or decodes + prefills == 0:
@@ -170,20 +105,21 @@ def plan_step(
         decodes, prefills, longer = fill_best_effort(
             ints, floats, flags, used, relegated, now, limit, lines, settings, max_tokens, max_requests, free,
             block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
-            n == 0 or decodes + prefills == 0,
+            spec_of, n == 0 or decodes + prefills == 0,
         )  # fmt: skip
-        if n > 0 and longer > time and decodes + prefills > base_decodes + base_prefills:
+        if n > 0 and longer > time and decodes + prefills > base_decodes + base_prefills > 0:
             trial = state.copy()
             head = commit_batch(trial, n, order, 0, after, served, chunks)
             verdict, _done, _bind = feasible_from(
                 trial, n, order, head, m, now + longer, lines, caps, max_tokens, max_requests,
-                scratch_served, scratch_chunks, load,
+                np.zeros(n, np.bool_), np.zeros(m), load,
             )  # fmt: skip
-            if verdict != FEASIBLE and base_decodes + base_prefills > 0:
+            if verdict != FEASIBLE:
                 decodes, prefills, longer = base_decodes, base_prefills, time
         time = max(longer, time)
     return (
         decode_slots[:decodes],
+        spec_of[decode_slots[:decodes]],
         prefill_slots[:prefills],
         prefill_tokens[:prefills],
         np.flatnonzero(preempted),

@@ -62,6 +62,16 @@ def add_chunk(lines: FloatArray, load: FloatArray, chunk: float, context: float)
 
 
 @kernel
+def add_speculation(lines: FloatArray, load: FloatArray, tokens: float, steps: float) -> float:
+    """Add drafted tokens, `steps` of them for the request with most; returns the batch's duration."""
+    worst = 0.0
+    for j in range(lines.shape[0]):
+        load[j] += lines[j, PER_TOKEN] * tokens + lines[j, PER_SPEC] * steps
+        worst = max(worst, load[j])
+    return worst
+
+
+@kernel
 def add_decode(lines: FloatArray, load: FloatArray, tokens: float, context: float) -> float:
     """Add a decode that verifies this many tokens; returns the batch's duration."""
     worst = 0.0

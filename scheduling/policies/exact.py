@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Problem, build, newcomers_of, reason
+from scheduling.admission import Newcomer, Problem, build, newcomers_of, reason
 from scheduling.batching import DEFAULT_SETTINGS, BatchSettings
+from scheduling.explain import plan_lines
+from scheduling.kernels.rollout import FEASIBLE
 from scheduling.request_table import BoolArray, RequestTable
+from scheduling.tiers import MAX_NEW, build_tiers
 from scheduling.time_model import TimeModel
 from scheduling.types import AdmissionDecision, Candidate, EngineLimits
+
+VALUE_EPS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +25,13 @@ class ExactAdmission:
 
     max_labels: simulations of the label search at most; 0: only greedy by deadline (edf-exact).
     best_effort_floor: share of the time left to best-effort work while there is any.
+    explain_lines: put the budget and demand lines of the plan into the decision.
     """
 
     max_labels: int = 128
     settings: BatchSettings = DEFAULT_SETTINGS
     best_effort_floor: float = 0.02
+    explain_lines: bool = False
 
     def decide(
         self,
@@ -35,40 +42,58 @@ class ExactAdmission:
         limits: EngineLimits,
         candidates: Sequence[Candidate],
     ) -> AdmissionDecision:
-        """Decide for one replica; candidates are considered in deadline order."""
+        """Decide for one replica; a candidate whose id is resident as best effort asks for promotion."""
         possible, declined = newcomers_of(candidates, table, limits)
         if not possible:
             return AdmissionDecision((), declined)
         problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
-        chosen, explain = self._search(problem)
-        if not chosen.all():
+        everyone = np.ones(len(possible), dtype=np.bool_)
+        verdict, _, prefill_s, peak = problem.check(everyone)
+        explain: dict[str, object] = {
+            "residents": len(problem.residents),
+            "candidates": len(possible),
+            "capacity_blocks": problem.capacity_blocks,
+            "margin": model.margin,
+            "labels": 0,
+            "labels_ran_out": False,
+        }
+        chosen = everyone
+        if verdict != FEASIBLE:
+            chosen = self._search(problem, (now_s, table, free_blocks, model, limits), possible, explain)
+            _, _, prefill_s, peak = problem.check(chosen)
             # Why each of the others cannot join the set.
             _, verdicts, binds = problem.greedy(chosen)
             for k in np.flatnonzero(~chosen):
                 why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
                 declined[problem.newcomers[k].request_id] = why
+        explain["peak_blocks"] = float(peak)
+        explain["prefills_done_s"] = float(prefill_s)
+        if self.explain_lines:
+            explain["lines"] = plan_lines(problem, chosen)
         accepted = tuple(new.request_id for new, yes in zip(problem.newcomers, chosen, strict=True) if yes)
         return AdmissionDecision(accepted, declined, explain)
 
-    def _search(self, problem: Problem) -> tuple[BoolArray, dict[str, object]]:
-        everyone = np.ones(len(problem.items), dtype=np.bool_)
-        verdict, _, prefill_s, peak = problem.check(everyone)
-        explain: dict[str, object] = {
-            "residents": len(problem.residents),
-            "candidates": len(problem.items),
-            "capacity_blocks": problem.capacity_blocks,
-            "peak_blocks": peak,
-            "prefill_done_s": prefill_s,
-            "labels": 0,
-        }
-        if verdict == 0:
-            return everyone, explain
+    def _search(
+        self,
+        problem: Problem,
+        replica: tuple[float, RequestTable, int, TimeModel, EngineLimits],
+        possible: list[Newcomer],
+        explain: dict[str, object],
+    ) -> BoolArray:
+        """Most valuable of {greedy by deadline, Algorithm 1, label search} that the oracle holds feasible."""
         best, _, _ = problem.greedy()
-        if self.max_labels > 0 and len(everyone) > 1:
-            found, value, used, ran_out = problem.label_search(self.max_labels)
-            explain.update(labels=used, labels_ran_out=ran_out)
-            if value > problem.item_value[best].sum() + 1e-12:
-                best = found
-        _, _, prefill_s, peak = problem.check(best)
-        explain.update(prefill_done_s=prefill_s, peak_blocks=peak)
-        return best, explain
+        if self.max_labels == 0 or len(problem.items) == 1:
+            return best
+        best_value = float(problem.item_value[best].sum())
+        found, value, used, ran_out = problem.label_search(self.max_labels)
+        explain.update(labels=used, labels_ran_out=ran_out)
+        if value > best_value + VALUE_EPS:
+            best, best_value = found, value
+        # Algorithm 1 plans ten newcomers at most, the first by deadline.
+        first = sorted(possible, key=lambda new: (new.due_s, new.request_id))[:MAX_NEW]
+        accepted, value, running = build_tiers(*replica, first).solve_for(first)
+        if running and value > best_value + VALUE_EPS:
+            by_id = np.array([new.request_id in accepted for new in problem.newcomers])
+            if problem.feasible(by_id):
+                best = by_id
+        return best

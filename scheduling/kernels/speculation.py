@@ -1,0 +1,148 @@
+"""Speculation lengths per group of decodes (ALGORITHMS section 5, strict form).
+
+A step guarantees one token only, so batches still end by the earliest deadline; accepted tokens add slack, and lengths
+are chosen to raise the prompt tokens per second that are left over in expectation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.rows import CTX, PACE, REM
+from scheduling.kernels.steptime import CONST, PER_KV, PER_REQUEST, PER_SPEC, PER_TOKEN
+from scheduling.request_table import FloatArray, IntArray
+
+MAX_GROUPS = 16
+MAX_LENGTH = 10
+
+
+@kernel
+def expected_tokens(acceptance: float, length: float) -> float:
+    """Acc(sl) = (1 - a^sl) / (1 - a): tokens expected from a step that verifies `length` tokens."""
+    if acceptance >= 1.0:
+        return length
+    return float((1.0 - acceptance**length) / (1.0 - acceptance))
+
+
+@kernel
+def spare_rate(
+    pace: FloatArray,
+    count: FloatArray,
+    kv: FloatArray,
+    acceptance: FloatArray,
+    lengths: IntArray,
+    groups: int,
+    lines: FloatArray,
+    longest: float,
+) -> float:
+    """Prompt tokens per second left beside the decodes, when batches last as long as the accepted tokens allow."""
+    period = longest
+    deepest = 1
+    for g in range(groups):
+        period = min(period, pace[g] * expected_tokens(acceptance[g], float(lengths[g])))
+        deepest = max(deepest, lengths[g])
+    best = np.inf
+    for j in range(lines.shape[0]):
+        used = (lines[j, CONST] + lines[j, PER_SPEC] * (deepest - 1.0)) / period
+        for g in range(groups):
+            step = count[g] * (lengths[g] * lines[j, PER_TOKEN] + lines[j, PER_REQUEST]) + lines[j, PER_KV] * kv[g]
+            used += step / (pace[g] * expected_tokens(acceptance[g], float(lengths[g])))
+        if lines[j, PER_TOKEN] > 0.0:
+            best = min(best, (1.0 - used) / lines[j, PER_TOKEN])
+        elif used > 1.0:
+            best = min(best, 0.0)
+    return best
+
+
+@kernel
+def best_lengths(
+    pace: FloatArray,
+    count: FloatArray,
+    kv: FloatArray,
+    acceptance: FloatArray,
+    groups: int,
+    lines: FloatArray,
+    longest: float,
+    most: int,
+) -> IntArray:
+    """Lengths per group: enumerate the group that bounds the period and its length; the others keep up, no more.
+
+    Plain decoding (all ones) wins ties, so speculation is off by itself where it does not pay.
+    """
+    best = np.ones(groups, np.int64)
+    rate = spare_rate(pace, count, kv, acceptance, best, groups, lines, longest)
+    trial = np.ones(groups, np.int64)
+    for bottleneck in range(groups):
+        for length in range(1, most + 1):
+            if length > 1 and acceptance[bottleneck] <= 0.0:
+                break
+            period = min(longest, pace[bottleneck] * expected_tokens(acceptance[bottleneck], float(length)))
+            keeps_up = True
+            for g in range(groups):
+                trial[g] = 1
+                if g == bottleneck:
+                    trial[g] = length
+                    continue
+                while trial[g] < most and pace[g] * expected_tokens(acceptance[g], float(trial[g])) < period:
+                    trial[g] += 1
+                if pace[g] * expected_tokens(acceptance[g], float(trial[g])) < period:
+                    keeps_up = False
+            if not keeps_up:
+                continue
+            candidate = spare_rate(pace, count, kv, acceptance, trial, groups, lines, longest)
+            if candidate > rate * (1.0 + 1e-9) + 1e-9:
+                rate = candidate
+                best[:] = trial
+    return best
+
+
+@kernel
+def speculate(
+    state: FloatArray, n: int, accept_rate: FloatArray, lines: FloatArray, longest: float, most: int, spec: IntArray
+) -> int:
+    """Fill spec[i] with the tokens to verify for each decode (1 = plain); returns how many more tokens that is.
+
+    Decodes are grouped by TPOT and acceptance (in tenths).
+    """
+    pace = np.empty(MAX_GROUPS)
+    count = np.zeros(MAX_GROUPS)
+    kv = np.zeros(MAX_GROUPS)
+    acceptance = np.zeros(MAX_GROUPS)
+    tenth = np.zeros(MAX_GROUPS, np.int64)
+    group = np.full(n, -1)
+    groups = 0
+    some = False
+    for i in range(n):
+        spec[i] = 1
+        if state[REM, i] != 0.0:
+            continue
+        mine = int(accept_rate[i] * 10.0 + 0.5)
+        some = some or accept_rate[i] > 0.0
+        found = -1
+        for g in range(groups):
+            if pace[g] == state[PACE, i] and tenth[g] == mine:
+                found = g
+                break
+        if found < 0:
+            if groups == MAX_GROUPS:
+                return 0
+            found = groups
+            groups += 1
+            pace[found] = state[PACE, i]
+            tenth[found] = mine
+        group[i] = found
+        count[found] += 1.0
+        kv[found] += state[CTX, i]
+        acceptance[found] += accept_rate[i]
+    if not some:
+        return 0
+    for g in range(groups):
+        acceptance[g] /= count[g]
+    lengths = best_lengths(pace, count, kv, acceptance, groups, lines, longest, min(most, MAX_LENGTH))
+    more = 0
+    for i in range(n):
+        if group[i] >= 0 and accept_rate[i] > 0.0:
+            spec[i] = lengths[group[i]]
+            more += spec[i] - 1
+    return more
