@@ -48,6 +48,11 @@ class StepJoiner:
         """Whether the request's last update is still to come."""
         return request_id in self._streams
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request is open."""
+        return bool(self._streams)
+
     def open(self, request_id: str) -> None:
         """Expect output of a request."""
         self._streams[request_id] = _Stream()

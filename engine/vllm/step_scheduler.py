@@ -263,6 +263,11 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             and request.num_preemptions == 0
         )
 
+    def _load_failed(self, request: Any, context: int) -> bool:
+        """Whether a request that was to take its KV from a peer computes it here after all."""
+        params = request.kv_transfer_params
+        return bool(params) and not params.get("producer", False) and request.num_tokens - context > self.block_size
+
     def _look_up_prefix(self, resident: Resident) -> None:
         """Tell the planner what the prefix cache would save, so that planned chunks are the ones that run."""
         request = resident.request
@@ -389,6 +394,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 attention += scheduled * (context + scheduled / 2)
                 if vllm_id not in running:
                     resident.cached_tokens = context
+                    resident.recomputed |= self._load_failed(request, context)
             residents.sync(resident, self._blocks(vllm_id))
         self._deviations += is_planned and self._planned != output.num_scheduled_tokens
         shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
