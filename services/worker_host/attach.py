@@ -96,7 +96,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 return silence
             if command is grpc.aio.EOF:
                 return "the controller closed the stream"
-            doing = asyncio.create_task(self._commands.carry_out(session, command))
+            doing = asyncio.create_task(self._commands.carry_out(session, command), name="command")
             try:
                 # A command that was begun is finished even when the stream ends under it.
                 await asyncio.shield(doing)

@@ -29,32 +29,41 @@ class Commands:
         """Do what a command says; what cannot be done is answered with Rejected. EngineError: the engine is dead."""
         received_s = time.monotonic()
         async with self._one_at_a_time:
-            kind = command.WhichOneof("command")
-            match kind:
-                case "submit":
-                    await self._submit(session, command.submit, received_s)
-                case "cancel":
-                    await self._host.engine.cancel(command.cancel.request_id)
-                case "promote":
-                    await self._promote(session, command.promote, received_s)
-                case "relegate":
-                    await self._host.engine.relegate(command.relegate.request_id)
-                case "drain":
-                    self._host.drain(command.drain.draining)
-                case "set_role":
-                    self._set_role(command.set_role.role)
-                case "configure":
-                    await self._configure(command.configure)
-                case "ack":
-                    self._host.events.acknowledge(command.ack.event)
-                case "ping":
-                    session.rtt_s = command.ping.rtt_us / clock.MICROSECONDS
-                    pong = worker_pb2.Pong(nonce=command.ping.nonce)
-                    session.send(KeptEvent(worker_pb2.Event(pong=pong)))
-                case "hello":
-                    self._reject("", "FAILED_PRECONDITION", "Hello comes once, as the first command")
-                case _:
-                    self._reject("", "UNIMPLEMENTED", "the command is empty or newer than this worker")
+            try:
+                await self._dispatch(session, command, received_s)
+            except EngineError:
+                raise
+            except Exception as error:
+                # One command that hits a defect must not take the others' stream down.
+                log.exception("a command failed")
+                request_id = command.submit.request_id
+                self._reject(request_id, "INTERNAL", f"the worker failed on this command: {error!r}; see its log")
+
+    async def _dispatch(self, session: Session, command: worker_pb2.Command, received_s: float) -> None:
+        match command.WhichOneof("command"):
+            case "submit":
+                await self._submit(session, command.submit, received_s)
+            case "cancel":
+                await self._host.engine.cancel(command.cancel.request_id)
+            case "promote":
+                await self._promote(session, command.promote, received_s)
+            case "relegate":
+                await self._host.engine.relegate(command.relegate.request_id)
+            case "drain":
+                self._host.drain(command.drain.draining)
+            case "set_role":
+                self._set_role(command.set_role.role)
+            case "configure":
+                await self._configure(command.configure)
+            case "ack":
+                self._host.events.acknowledge(command.ack.event)
+            case "ping":
+                session.rtt_s = command.ping.rtt_us / clock.MICROSECONDS
+                session.send(KeptEvent(worker_pb2.Event(pong=worker_pb2.Pong(nonce=command.ping.nonce))))
+            case "hello":
+                self._reject("", "FAILED_PRECONDITION", "Hello comes once, as the first command")
+            case _:
+                self._reject("", "UNIMPLEMENTED", "the command is empty or newer than this worker")
 
     async def _submit(self, session: Session, submit: worker_pb2.Submit, received_s: float) -> None:
         host, request_id = self._host, submit.request_id

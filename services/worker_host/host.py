@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -193,7 +193,9 @@ class WorkerHost:
         session.end(grpc.StatusCode.OK, "")
 
     def _record(self, step: StepEvent) -> None:
-        event = wire.step_event(step)
+        # An engine may still speak of its own requests, such as those of a profile run.
+        ours = tuple(update for update in step.updates if update.request_id in self.requests)
+        event = wire.step_event(replace(step, updates=ours))
         for update in event.step.requests:
             abandoned = update.request_id in self._abandoned
             if abandoned and update.finish_reason == common_pb2.FINISH_REASON_CANCELLED:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from services.common.embedded_redis import EmbeddedRedis
-from services.common.store import Store
+from services.common.store import Store, StoreSettings
 from tests.fixtures.cluster import Cluster
 
 
@@ -29,3 +30,8 @@ def own_cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A cluster with a Redis of its own, which a test may kill."""
     with Cluster(tmp_path / "cluster") as running:
         yield running
+
+
+@pytest.fixture
+def own_store_settings(redis_server: EmbeddedRedis) -> StoreSettings:
+    return StoreSettings(url=redis_server.url, prefix=f"test-{uuid.uuid4().hex}")

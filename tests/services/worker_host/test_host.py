@@ -1,0 +1,153 @@
+"""The host in this process, around engines that fail in ways a worker process cannot be brought to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from engine.emulated import EmulatedConfig, EmulatedEngine
+from engine.protocol import Engine, EngineError, EngineRequest
+from protos.slos.v1 import worker_pb2_grpc
+from services.common.rpc import add_port, new_server
+from services.common.security import SecuritySettings
+from services.common.store import Store, StoreSettings, TimeModelKey
+from services.worker_host import wire
+from services.worker_host.attach import WorkerService
+from services.worker_host.host import HostSettings, WorkerHost
+from services.worker_host.time_model import time_model
+from tests.engine.policies import DecodeFirst
+from tests.engine.test_emulated_engine import FAST, Failing, make_request
+from tests.services.worker_host.driver import attach, submission
+
+CONFIG = EmulatedConfig(time_model=FAST, kv_blocks=200)
+
+
+class Clumsy(EmulatedEngine):
+    """Has a defect that one request sets off, and speaks of requests of its own."""
+
+    async def submit(self, request: EngineRequest) -> None:
+        if request.request_id == "poison":
+            raise ZeroDivisionError("a defect")
+        await super().submit(request)
+
+
+@contextlib.asynccontextmanager
+async def hosted(engine: Engine) -> AsyncIterator[tuple[WorkerHost, str, asyncio.Task[None]]]:
+    """Serve an engine; gives the host, its address, and the task that ends with the engine."""
+    info = await engine.start()
+    host = WorkerHost(engine, wire.worker_info("w", "both", "hash", info, "{}"), "one", HostSettings())
+    service = WorkerService()
+    service.serve(host)
+    server = new_server(SecuritySettings())
+    worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
+    port = add_port(server, "127.0.0.1:0", SecuritySettings())
+    await server.start()
+    pump = asyncio.create_task(host.pump())
+    try:
+        yield host, f"127.0.0.1:{port}", pump
+    finally:
+        await server.stop(0)
+        await engine.close()
+        await asyncio.wait({pump}, timeout=5)
+
+
+async def test_dead_engine_ends_the_pump_and_the_stream_is_told() -> None:
+    async with hosted(EmulatedEngine(CONFIG, lambda name, floor: Failing(40))) as (host, address, pump):
+        async with attach(address) as driver:
+            await driver.submit(submission("a", max_tokens=2000))
+            await asyncio.wait({pump}, timeout=20)
+            with pytest.raises(EngineError, match="this policy has a bug"):
+                pump.result()
+            telling = asyncio.create_task(host.say_stopping("the engine failed"))
+            status, _ = await driver.end()
+            await telling
+        assert status is grpc.StatusCode.OK
+        assert driver.account.heard("stopping")
+        assert "a" not in driver.account.finished
+
+
+async def test_command_for_a_dead_engine_ends_the_stream_with_the_reason() -> None:
+    async with hosted(EmulatedEngine(CONFIG, lambda name, floor: Failing(40))) as (_, address, pump):
+        async with attach(address) as driver:
+            await driver.submit(submission("a", max_tokens=2000))
+            await asyncio.wait({pump}, timeout=20)
+            await driver.submit(submission("b"))
+            status, text = await driver.end()
+        assert status is grpc.StatusCode.UNAVAILABLE
+        assert "this policy has a bug" in text
+
+
+async def test_defect_on_one_request_leaves_the_others_alone() -> None:
+    async with (
+        hosted(Clumsy(CONFIG, lambda name, floor: DecodeFirst())) as (host, address, _),
+        attach(address) as driver,
+    ):
+        await driver.submit(submission("good", max_tokens=50))
+        await driver.submit(submission("poison"))
+        await driver.until(lambda account: "good" in account.finished and "poison" in account.rejected)
+        assert driver.account.rejected["poison"].code == grpc.StatusCode.INTERNAL.value[0]
+        assert host.requests == set()
+
+
+async def test_requests_of_the_engines_own_are_not_shown() -> None:
+    engine = EmulatedEngine(CONFIG, lambda name, floor: DecodeFirst())
+    async with hosted(engine) as (_, address, _), attach(address) as driver:
+        await engine.submit(make_request("own", max_tokens=5))
+        await driver.submit(submission("a", max_tokens=20))
+        await driver.until(lambda account: "a" in account.finished)
+        assert driver.account.tokens.keys() == {"a"}
+
+
+async def test_worker_that_still_loads_tells_controllers_to_wait() -> None:
+    server = new_server(SecuritySettings())
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(), server)
+    port = add_port(server, "127.0.0.1:0", SecuritySettings())
+    await server.start()
+    try:
+        with pytest.raises((grpc.aio.AioRpcError, EOFError), match="still loading"):
+            async with attach(f"127.0.0.1:{port}"):
+                pass
+    finally:
+        await server.stop(0)
+
+
+async def test_time_model_is_fitted_once_and_again_when_asked_or_unreadable(
+    own_store_settings: StoreSettings,
+) -> None:
+    store = Store(own_store_settings)
+    first = EmulatedEngine(CONFIG, lambda name, floor: DecodeFirst())
+    other = EmulatedEngine(replace(CONFIG, time_scale=2.0), lambda name, floor: DecodeFirst())
+    info = await first.start()
+    await other.start()
+    try:
+        fitted = await time_model(first, info, "key", store, profile_anew=False, quick=True)
+        assert await time_model(other, info, "key", store, profile_anew=False, quick=True) == fitted
+        assert await time_model(other, info, "another key", store, profile_anew=False, quick=True) != fitted
+        assert await time_model(other, info, "", store, profile_anew=False, quick=True) != fitted
+        anew = await time_model(other, info, "key", store, profile_anew=True, quick=True)
+        assert anew != fitted
+        key = TimeModelKey(info.model, info.hardware, "key")
+        assert await store.time_models.get(key) == anew
+        await store.time_models.set(key, "rubbish")
+        assert await time_model(first, info, "key", store, profile_anew=False, quick=True) == fitted
+    finally:
+        await first.close()
+        await other.close()
+        await store.close()
+
+
+async def test_time_model_needs_no_redis() -> None:
+    store = Store(StoreSettings(url="redis://127.0.0.1:1/0"))
+    engine = EmulatedEngine(CONFIG, lambda name, floor: DecodeFirst())
+    info = await engine.start()
+    began = time.monotonic()
+    assert "lines" in await time_model(engine, info, "key", store, profile_anew=False, quick=True)
+    assert time.monotonic() - began < 30
+    await engine.close()
+    await store.close()
