@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from protos.slos.v1 import worker_pb2
 from scheduling.policy import ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Admission, EngineLimits
+from services.controller.prefix import PrefixIndex, block_chain
 from services.controller.request import LiveRequest
 
 DRAFTS_BEFORE_RATE = 8
@@ -35,17 +38,43 @@ class ReplicaMirror:
         self.limits = limits_of(info)
         self.free_blocks = self.limits.total_blocks
         self.model = TimeModel.from_json(info.time_model_json)
+        self.prefixes = PrefixIndex(self.limits.block_size, self.limits.total_blocks) if info.prefix_caching else None
 
-    def view(self, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
-        """Return what routing and admission take; it shares the table."""
-        return ReplicaView(
-            self.replica, self.table, self.free_blocks, self.model, self.limits, self.role, cached_tokens or {}
-        )
+    def view(self, requests: Iterable[LiveRequest] = ()) -> ReplicaView:
+        """Return what routing and admission take, for these candidates; it shares the table."""
+        cached = {request.wire_id: held for request in requests if (held := self.cached_tokens(request))}
+        return ReplicaView(self.replica, self.table, self.free_blocks, self.model, self.limits, self.role, cached)
+
+    def cached_tokens(self, request: LiveRequest) -> int:
+        """Tokens of a request that this replica would not have to compute; at least one is always computed."""
+        if self.prefixes is None or not len(self.prefixes):
+            return 0
+        tokens = request.prompt_tokens + len(request.output)
+        return min(self.prefixes.held_tokens(request.chain(self.limits.block_size)), tokens - 1)
+
+    def stepped(self, step: worker_pb2.Step) -> None:
+        """Take what a step says of the engine as a whole."""
+        self.free_blocks = step.free_blocks
+        if self.prefixes is not None:
+            self.prefixes.computed(step.batch_tokens)
+
+    def prefilled(self, request: LiveRequest, cached_tokens: int) -> None:
+        """Learn from a request's first token what the prefix cache held and holds now."""
+        if self.prefixes is not None:
+            chain = request.chain(self.limits.block_size)
+            self.prefixes.forget(chain, cached_tokens)
+            self.prefixes.add(chain, self.free_blocks)
+
+    def ended(self, request: LiveRequest) -> None:
+        """Learn from a request's end; its last token was never read, so the KV of that one is not there."""
+        if self.prefixes is not None:
+            self.prefixes.add(block_chain(request.tokens()[:-1], self.limits.block_size), self.free_blocks)
 
     def add(self, request: LiveRequest, first_due_s: float, next_due_s: float | None) -> None:
         """Enter a request that is being submitted; due times are those the engine is given."""
         thinking_tpot_s = request.slo.thinking_tpot_s
         thinking = thinking_tpot_s is not None and not request.thinking_done
+        tokens = request.prompt_tokens + len(request.output)
         self.table.add(
             request.wire_id,
             prompt_tokens=request.prompt_tokens,
@@ -53,6 +82,7 @@ class ReplicaMirror:
             tpot_s=thinking_tpot_s if thinking and thinking_tpot_s is not None else request.slo.tpot_s,
             standard=request.admission is Admission.STANDARD,
             generated=len(request.output),
+            prefill_remaining=tokens - self.cached_tokens(request),
             next_deadline_s=next_due_s,
             answer_tpot_s=request.slo.tpot_s,
             remaining_output=max(1, request.expected_output_tokens - len(request.output)),

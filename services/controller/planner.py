@@ -41,7 +41,7 @@ class Planner:
     ) -> list[tuple[LiveRequest, str]]:
         """Place those that a replica can promise; return the others with the reason of the last one asked."""
         now_s = time.monotonic()
-        views = [mirror_of(replica).view() for replica in replicas]
+        views = [mirror_of(replica).view(requests) for replica in replicas]
         hops = {
             request.request_id: deque(self.policy.routing.order(now_s, self._candidate(request), views))
             for request in requests
@@ -69,7 +69,7 @@ class Planner:
 
     def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Replica:
         """Where routing would send a request that is promised whatever the plan says."""
-        views = [mirror_of(replica).view() for replica in replicas]
+        views = [mirror_of(replica).view([request]) for replica in replicas]
         order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
         return replicas[order[0]] if order else min(replicas, key=lambda replica: len(replica.requests))
 
@@ -98,7 +98,7 @@ class Planner:
 
     def _decide(self, group: Sequence[LiveRequest], replica: Replica, now_s: float) -> AdmissionDecision:
         mirror = mirror_of(replica)
-        candidates = [self._candidate(request) for request in group]
+        candidates = [self._candidate(request, mirror.cached_tokens(request)) for request in group]
         try:
             decision = self.policy.admission.decide(
                 now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates
@@ -111,8 +111,11 @@ class Planner:
             request.explain = _explanation(request, replica, decision, now_s)
         return decision
 
-    def _candidate(self, request: LiveRequest) -> Candidate:
-        """Return the request as the planner sees it; its first token is the next one that is due."""
+    def _candidate(self, request: LiveRequest, cached_tokens: int = 0) -> Candidate:
+        """Return the request as the planner sees it; its first token is the next one that is due.
+
+        cached_tokens: what the replica that is asked has in its prefix cache.
+        """
         due_s = self.engine_due_s(request)
         if request.output and request.next_due_s is not None:
             due_s = request.next_due_s
@@ -126,6 +129,7 @@ class Planner:
             expected_output_tokens=max(1, request.expected_output_tokens - len(request.output)),
             max_output_tokens=max(1, request.max_output_tokens - len(request.output)),
             value=request.value,
+            cached_tokens=cached_tokens,
             slo_class=request.slo_class,
             tenant=request.tenant,
             session_id=request.call.session_id,

@@ -70,6 +70,8 @@ class Relay:
         mirror = replica.mirror
         assert mirror is not None
         tokens = update.token_ids
+        if tokens and not request.output:
+            mirror.prefilled(request, update.cached_tokens)
         end_index = _thinking_end(request, tokens) if tokens else -1
         late = mirror.apply(update, ended_s, end_index)
         request.late = request.late or late
@@ -91,6 +93,7 @@ class Relay:
             request.became(Admission.BEST_EFFORT, RELEGATED)
             request.late = True
         if update.finish_reason:
+            mirror.ended(request)
             request.finish(update.finish_reason, update.error)
         elif tokens and len(request.output) >= request.expected_output_tokens:
             remaining = self._remaining(request)

@@ -141,7 +141,7 @@ class Replica:
         standard = request.admission is Admission.STANDARD
         submit = worker_pb2.Submit(
             request_id=request.wire_id,
-            token_ids=(*request.call.token_ids, *request.output),
+            token_ids=request.tokens(),
             prompt_tokens=request.prompt_tokens,
             sampling=request.sampling,
             admission=common_pb2.ADMISSION_STANDARD if standard else common_pb2.ADMISSION_BEST_EFFORT,
@@ -339,7 +339,7 @@ class Replica:
         ended_s = received_s - step.age_us / 1e6 - self.link.rtt_s / 2
         self.steps += 1
         self.step_times_s.append(step.duration_us / 1e6)
-        self.mirror.free_blocks = step.free_blocks
+        self.mirror.stepped(step)
         if self._strange_replay:
             for update in step.requests:
                 if update.finish_reason:

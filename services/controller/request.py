@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from protos.slos.v1 import client_pb2, common_pb2
 from scheduling.types import Admission, OnMiss, Slo
 from services.controller.contract import ApiError, GenerationCall
+from services.controller.prefix import block_chain
 from services.controller.reasoning import ReasoningSplitter
 
 HISTORY_LIMIT = 64
@@ -119,6 +120,8 @@ class LiveRequest:
     told: bool = False
     late: bool = False
     explain: dict[str, object] = field(default_factory=dict)
+    _chain_key: tuple[int, int] = (0, 0)
+    _chain: tuple[int, ...] = ()
     _history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))
 
     @property
@@ -159,6 +162,17 @@ class LiveRequest:
     def history(self) -> Iterator[str]:
         """What happened to it, oldest first."""
         return iter(self._history)
+
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and output so far."""
+        return (*self.call.token_ids, *self.output)
+
+    def chain(self, block_size: int) -> tuple[int, ...]:
+        """Blocks of prompt and output so far; see services.controller.prefix."""
+        key = (block_size, len(self.output))
+        if self._chain_key != key:
+            self._chain_key, self._chain = key, block_chain(self.tokens(), block_size)
+        return self._chain
 
     def note(self, text: str) -> None:
         """Remember what happened."""

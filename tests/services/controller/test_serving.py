@@ -144,6 +144,15 @@ def test_a_seed_makes_sampling_repeatable(healthy: ControlledCluster) -> None:
     assert one.token_ids != other.token_ids
 
 
+def test_a_prompt_that_is_cached_somewhere_is_planned_as_such(healthy: ControlledCluster) -> None:
+    prompt = prompt_of(99, 1000, 1000)
+    run_all(healthy.grpc_address, [generate_request(prompt, slo=LOOSE, max_tokens=2) for _ in range(2)])
+    again = [generate_request([*prompt, 7], slo=LOOSE, max_tokens=2, request_id=f"cached-{n}") for n in range(2)]
+    for answer in run_all(healthy.grpc_address, again):
+        assert answer.last is not None
+        assert answer.last.cached_tokens >= 960
+
+
 def test_explain_and_history_tell_how_it_was_decided(healthy: ControlledCluster) -> None:
     yes = generate_request(prompt_of(8), request_id="explained", slo=LOOSE)
     no = generate_request(prompt_of(8), request_id="declined", slo=IMPOSSIBLE)
