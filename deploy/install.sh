@@ -80,29 +80,33 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     say "packages installed in $((SECONDS - began)) s"
 fi
 
-# Planner kernels ----------------------------------------------------------------------------------------------------
-stamp="$venv/.setup-kernels"
-want=$(find scheduling -name '*.py' -print0 | sort -z | xargs -0 cat | hash_of - "$venv/.setup-packages")
-if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
-    began=$SECONDS
-    say "compiling the planner"
-    log="$state/log/setup-planner.log"
+# Planner and model, at the same time --------------------------------------------------------------------------------
+compile_planner() {
+    local stamp="$venv/.setup-planner" log="$state/log/setup-planner.log" began=$SECONDS want
+    want=$(find scheduling -name '*.py' -print0 | sort -z | xargs -0 cat | hash_of - "$venv/.setup-packages")
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return 0; fi
+    say "compiling the planner (about a minute)"
     "$venv/bin/python" -m scheduling.compile >"$log" 2>&1 || fail "compiling the planner"
     echo "$want" >"$stamp"
     say "planner compiled in $((SECONDS - began)) s"
-fi
+}
 
-# Model --------------------------------------------------------------------------------------------------------------
-model="$state/models/smollm2-135m-instruct"
-if [ "$package_set" = cpu ] && [ "$with_model" = yes ]; then
-    stamp="$state/models/.setup-smollm2-135m-instruct"
+convert_model() {
+    local name=smollm2-135m-instruct
+    local stamp="$state/models/.setup-$name" log="$state/log/setup-model.log" began=$SECONDS want
     want=$(hash_of engine/vllm/model.py)
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
-        began=$SECONDS
-        log="$state/log/setup-model.log"
-        say "converting SmolLM2-135M-Instruct into $model"
-        "$venv/bin/python" -m engine.vllm.model --out "$model" >"$log" 2>&1 || fail "converting the model"
-        echo "$want" >"$stamp"
-        say "model ready in $((SECONDS - began)) s"
-    fi
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && [ -f "$state/models/$name/config.json" ]; then return 0; fi
+    say "converting SmolLM2-135M-Instruct into $state/models/$name"
+    "$venv/bin/python" -m engine.vllm.model --out "$state/models/$name" >"$log" 2>&1 || fail "converting the model"
+    echo "$want" >"$stamp"
+    say "model ready in $((SECONDS - began)) s"
+}
+
+compile_planner &
+planner=$!
+converted=0
+if [ "$package_set" = cpu ] && [ "$with_model" = yes ]; then
+    (convert_model) || converted=1
 fi
+wait "$planner" || exit 1
+exit "$converted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PROBE_S = 0.05
 
+_RECORD = re.compile(r"\S+ (INFO|WARNING|ERROR) \S+ [\w.]+: (?P<text>.*?)( vllm_process_name=\S+.*)?$")
 _libc = ctypes.CDLL(None)
 
 
@@ -82,6 +84,14 @@ class Child:
         with self.spec.log.open("rb") as log:
             log.seek(self.log_start)
             return log.read().decode(errors="replace").rstrip().splitlines()[-count:]
+
+    def last_message(self) -> str:
+        """Text of the last log record that this run wrote, without time and origin; empty when there is none."""
+        for line in reversed(self.last_lines(30)):
+            found = _RECORD.match(line)
+            if found:
+                return found["text"].strip()
+        return ""
 
 
 def _end_with_parent() -> None:

@@ -135,7 +135,10 @@ class Supervisor:
                 )
             if now_s - said_s >= PROGRESS_EVERY_S:
                 said_s = now_s
-                self._say(f"  waiting for {what} ({now_s - began_s:.0f} s)")
+                newest = max(self._children.values(), key=lambda child: child.started_s)
+                self._say(
+                    f"  waiting for {what} ({now_s - began_s:.0f} s): {newest.spec.name}: {newest.last_message()}"
+                )
             self._pause(TICK_S)
 
     def _ready_replicas(self) -> int | None:

@@ -86,3 +86,13 @@ def test_last_lines_are_those_of_this_run(tmp_path: Path) -> None:
     assert second.wait(time.monotonic() + WAIT_S)
     assert second.last_lines() == [f"I am {second.pid}"]
     assert second.exit_code() == 0
+
+
+def test_last_message_is_that_of_the_last_log_record(tmp_path: Path) -> None:
+    lines = [
+        "2026-11-21T06:01:17+00:00 INFO worker-0 engine.vllm.engine: model loaded after 7.0 s vllm_process_name=M",
+        "(EngineCore pid=1) some library's line",
+    ]
+    child = Child(ChildSpec("speaker", [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], tmp_path / "log"))
+    assert child.wait(time.monotonic() + WAIT_S)
+    assert child.last_message() == "model loaded after 7.0 s"
