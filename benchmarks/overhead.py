@@ -162,9 +162,10 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     model = model_folder()
     cores = cores_for(1, sorted(os.sched_getaffinity(0)))[0]
     config = VllmConfig(model_dir=model, omp_threads_bind=",".join(str(core) for core in cores), policy="stock")
+    profile = ("--worker-option=--profile-quick",) if given.quick else ()
     with (
         tempfile.TemporaryDirectory(prefix="slos-overhead-") as folder,
-        own_cluster(Path(folder), policy_arguments(given.policy), model) as cluster,
+        own_cluster(Path(folder), [*policy_arguments(given.policy), *profile], model) as cluster,
     ):
         result = asyncio.run(_both(cluster.grpc_address, config, given))
     settings = {

@@ -76,32 +76,44 @@ def run(
     rows: list[dict[str, Any]] = []
     engine: dict[str, Any] = {}
     model = model_folder()
-    for name, arguments in policies.items():
-        with (
-            tempfile.TemporaryDirectory(prefix=f"slos-{name}-") as folder,
-            own_cluster(Path(folder), arguments, model) as cluster,
-        ):
-            replica, window_tokens = _replica(cluster)
-            time_model = TimeModel.from_json(replica.time_model_json)
-            if rates is None:
-                full = knee_rate_per_s(time_model, workload, window_tokens)
-                rates = [round(full * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
-                say(f"estimated knee: {full:.2f} sessions/s; rates {rates}")
-            if not engine:
-                quality = time_model.quality
-                engine = {
-                    "hardware": replica.hardware,
-                    "model": replica.model,
-                    "emulated": replica.emulated,
-                    "time_model": json.loads(time_model.to_json()),
-                    "fit": asdict(quality) if quality else None,
-                    "slo_scale": round(slo_scale.scale_for([time_model]), 2),
-                }
-            for index, rate in enumerate(rates):
-                say(f"{name}: {rate:g} sessions/s")
-                # Every policy is given the scale of the first, or its SLOs would differ with the noise of a fit.
-                rows.append({"policy": name, **_one(cluster, workload, rate, index, engine["slo_scale"])})
+    profile = ("--worker-option=--profile-quick",) if quick else ()
+    with tempfile.TemporaryDirectory(prefix="slos-sweep-") as folder:
+        for name, arguments in policies.items():
+            # One state folder for all: the first cluster's fit of the engine serves the later ones too.
+            with own_cluster(Path(folder), (*arguments, *profile), model) as cluster:
+                rates = _sweep(cluster, name, workload, rates, quick, engine, rows)
     return {"engine": engine, "rates_per_s": list(rates or ()), "rows": rows}
+
+
+def _sweep(
+    cluster: OwnCluster,
+    policy: str,
+    workload: Workload,
+    rates: Sequence[float] | None,
+    quick: bool,
+    engine: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> Sequence[float]:
+    """Append a row per rate; the first policy fills in engine and, where they are not given, the rates."""
+    replica, window_tokens = _replica(cluster)
+    time_model = TimeModel.from_json(replica.time_model_json)
+    if not engine:
+        engine |= {
+            "hardware": replica.hardware,
+            "model": replica.model,
+            "emulated": replica.emulated,
+            "time_model": json.loads(time_model.to_json()),
+            "fit": asdict(time_model.quality) if time_model.quality else None,
+            "slo_scale": round(slo_scale.scale_for([time_model]), 2),
+        }
+    if rates is None:
+        full = knee_rate_per_s(time_model, workload, window_tokens)
+        rates = [round(full * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
+        say(f"estimated knee: {full:.2f} sessions/s; rates {rates}")
+    for index, rate in enumerate(rates):
+        say(f"{policy}: {rate:g} sessions/s")
+        rows.append({"policy": policy, **_one(cluster, workload, rate, index, engine["slo_scale"])})
+    return rates
 
 
 def load(cluster: OwnCluster, workload: Workload, rate: float, seed: int, scale: float, out: Path) -> dict[str, Any]:

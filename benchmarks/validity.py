@@ -147,6 +147,8 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the real cluster at a few rates, and the simulator after each."""
     work = slo.workload(given)
     arguments = ["--engine", given.engine, *sweep.policy_arguments(given.policy)]
+    if given.quick:
+        arguments.append("--worker-option=--profile-quick")
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="slos-validity-") as folder,

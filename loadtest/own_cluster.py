@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,12 @@ def model_folder() -> Path:
 def own_cluster(folder: Path, arguments: Sequence[str] = (), model: Path | None = None) -> Iterator[OwnCluster]:
     """Start a cluster as `slosctl up` does with these arguments, and stop it at the end, whatever happens.
 
-    What `slosctl` says goes to standard error. folder is kept, with the logs and what Redis had stored.
+    What `slosctl` says goes to standard error. folder is kept, with the logs and what Redis had stored. Call it in the
+    main thread: it takes SIGTERM while the cluster is up.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     up = ["up", "--detach", "--port", "0", "--grpc-port", "0", "--model", str(model or model_folder()), *arguments]
+    folder.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         if _slosctl(folder, up, _START_TIMEOUT_S) != 0:
             raise ClusterFailed(f"the cluster did not start; its logs are in {folder / 'log'}\n{_last_lines(folder)}")
@@ -57,6 +60,12 @@ def own_cluster(folder: Path, arguments: Sequence[str] = (), model: Path | None 
         yield OwnCluster(state["http_address"], state["grpc_address"], folder)
     finally:
         _slosctl(folder, ["down"], _STOP_TIMEOUT_S)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _: object) -> None:
+    """SIGTERM ends Python at once, and would leave the cluster running; this way it is taken down first."""
+    raise SystemExit(128 + number)
 
 
 def _slosctl(folder: Path, arguments: list[str], timeout_s: float) -> int:

@@ -35,8 +35,13 @@ def test_the_scale_is_automatic_unless_given() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("--rate", "fast"), ("--rate", "0x"), ("--rate", "-1"), ("--duration", "0s"), ("--duration", "s")]
-    + [("--slo-scale", "tight"), ("--slo-scale", "0"), ("--length-scale", "nan"), ("--arrivals", "never")],
+    [
+        *[("--rate", value) for value in ("fast", "0x", "-1")],
+        *[("--duration", value) for value in ("0s", "s")],
+        *[("--slo-scale", value) for value in ("tight", "0")],
+        ("--length-scale", "nan"),
+        ("--arrivals", "never"),
+    ],
 )
 def test_values_that_make_no_sense_are_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(argparse.ArgumentError, match=name):

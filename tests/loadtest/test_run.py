@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cli.state import process_started
 from tests.cluster import Cluster
 
 SMALL = ("--rate", "3", "--duration", "3", "--length-scale", "0.05", "--delay-scale", "0.02")
@@ -125,3 +127,39 @@ def test_modules_that_others_import_do_not_load_locust() -> None:
         "sys.exit('locust' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_demo_is_all_of_it_and_takes_its_cluster_down(model_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtest.demo", "--engine", "emulated", "--folder", str(tmp_path), *SMALL]
+    environment = {**os.environ, "SLOS_MODEL_DIR": str(model_folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "attained" in done.stdout
+    assert "the cluster is down again" in done.stdout
+    assert (tmp_path / "report.html").is_file()
+    assert not (tmp_path / "cluster" / "cluster.json").exists()
+
+
+def test_a_terminated_demo_takes_its_cluster_down(model_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtest.demo", "--engine", "emulated", "--folder", str(tmp_path)]
+    environment = {**os.environ, "SLOS_MODEL_DIR": str(model_folder)}
+    state = tmp_path / "cluster" / "cluster.json"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as demo:
+        assert demo.stderr is not None
+        for line in demo.stderr:
+            if b"sessions (" in line:
+                break
+        supervisor = json.loads(state.read_text())["pid"]
+        demo.terminate()
+        demo.stderr.read()
+        assert demo.wait(60) == 128 + 15
+    assert not state.exists()
+    assert process_started(supervisor) is None
+
+
+def test_a_demo_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtest.demo", "--folder", str(tmp_path)]
+    environment = {**os.environ, "SLOS_MODEL_DIR": str(tmp_path / "nothing")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 2
+    assert "make setup" in done.stderr
