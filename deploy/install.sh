@@ -2,7 +2,7 @@
 # Sets this checkout up: virtual environment, locked packages, compiled planner kernels, model folder.
 # Idempotent: each stage leaves a stamp with a hash of what it was made from and is skipped while that is unchanged.
 #
-#   deploy/install.sh [--set cpu|controller] [--venv DIR] [--no-model]
+#   deploy/install.sh [--set cpu|controller] [--venv DIR] [--packages-only]
 #
 # PYTHON=...               interpreter to use (3.11 or newer)
 # SLOS_STATE_DIR=...       where models and logs go (default: .slos)
@@ -10,12 +10,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-package_set=cpu venv=.venv with_model=yes
+package_set=cpu venv=.venv packages_only=no
 while [ $# -gt 0 ]; do
     case "$1" in
         --set) package_set=$2; shift 2 ;;
         --venv) venv=$2; shift 2 ;;
-        --no-model) with_model=no; shift ;;
+        --packages-only) packages_only=yes; shift ;;
         *) echo "install.sh: unknown argument $1 (see the head of this file)" >&2; exit 2 ;;
     esac
 done
@@ -80,6 +80,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     say "packages installed in $((SECONDS - began)) s"
 fi
 
+[ "$packages_only" = no ] || exit 0
+
 # Planner and model, at the same time --------------------------------------------------------------------------------
 compile_planner() {
     local stamp="$venv/.setup-planner" log="$state/log/setup-planner.log" began=$SECONDS want
@@ -105,7 +107,7 @@ convert_model() {
 compile_planner &
 planner=$!
 converted=0
-if [ "$package_set" = cpu ] && [ "$with_model" = yes ]; then
+if [ "$package_set" = cpu ]; then
     (convert_model) || converted=1
 fi
 wait "$planner" || exit 1
