@@ -193,3 +193,10 @@ def _rate(capacities: Sequence[Figures], policy: str, profile: str, scenario: st
         if (row["policy"], row["profile"], row["scenario"], row["asked_replicas"]) == (policy, profile, scenario, 1):
             return float(row["rate_per_gpu"])
     return 0.0
+
+
+def merged(known: Sequence[Figures], new: Sequence[Figures]) -> list[Figures]:
+    """Known rows with new ones in the place of those for the same cell and seed."""
+    keys = ("policy", "profile", "scenario", "asked_replicas", "seed")
+    rows = {tuple(row[k] for k in keys): row for row in (*known, *new)}
+    return list(rows.values())
