@@ -30,6 +30,10 @@ class Directory:
     async def refresh(self) -> None:
         """Read everything; StoreUnavailable when Redis does not answer."""
         self.classes = await self._store.slo_classes.all()
+        if not self.classes:
+            # Redis may have lost its data; where an operator has removed every class, this changes nothing.
+            await self._store.seed_defaults()
+            self.classes = await self._store.slo_classes.all()
         self.tenants = await self._store.tenants.all()
 
     async def run(self) -> None:

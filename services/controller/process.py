@@ -40,7 +40,7 @@ LOCAL_POOL = (("grpc.use_local_subchannel_pool", 1),)
 async def serve(settings: ControllerSettings) -> None:
     """Run the controller until SIGTERM or SIGINT; raises what makes a start impossible."""
     catalog = Catalog.load(settings.models, settings.thinking)
-    policy = policies.get(settings.policy, routing=settings.routing or None)
+    policy = policies.get(settings.policy, routing=settings.routing or None, explain_lines=True)
     store = Store(settings.store)
     registry = CollectorRegistry()
     metrics = Metrics(registry)

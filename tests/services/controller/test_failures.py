@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
@@ -176,8 +177,13 @@ def test_without_redis_running_requests_go_on_and_new_ones_wait(
     assert refused.error.code() is grpc.StatusCode.UNAVAILABLE
     assert "Redis" in str(refused.error.details())
     time.sleep(3.0)  # longer than the leader's lock and half a worker's lease
+    shutil.rmtree(cluster.folder / "redis" / "appendonlydir")  # and it comes back without its data
     cluster.redis.start()
     cluster.until(lambda: ready(cluster)[0] == 200, "the controller is ready again")
+    cluster.until(
+        lambda: len(cluster.admin.ListSloClasses(admin_pb2.ListSloClassesRequest(), timeout=5.0).classes) >= 5,
+        "the shipped classes are there again",
+    )
     assert tokens(run_all(cluster.grpc_address, load(10, 150, "after"))) == expected
     cluster.settled()
 
