@@ -20,7 +20,7 @@ def replica_rows(replicas: Iterable[admin_pb2.Replica]) -> Rows:
             [
                 replica.replica,
                 replica.role,
-                replica.state,
+                f"{replica.state}: {replica.problem}" if replica.problem else replica.state,
                 "emulated" if replica.emulated else "vllm",
                 replica.model,
                 f"{used:.0f} % of {replica.kv_capacity_tokens}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,9 @@ _MEANING = {
 @click.command()
 @click.argument("replica", required=False)
 @click.option("--explain", is_flag=True, help="Show the formula with its coefficients and what they mean.")
-@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write the time model to a JSON file.")
+@click.option(
+    "--write", type=click.Path(dir_okay=False, path_type=Path), help="Write a hardware profile for `slosctl simulate`."
+)
 @json_option
 @click.pass_obj
 def profile(target: Target, replica: str | None, explain: bool, write: Path | None, as_json: bool) -> None:
@@ -43,9 +46,9 @@ def profile(target: Target, replica: str | None, explain: bool, write: Path | No
     if write is not None:
         if len(fitted) > 1:
             raise CliError(f"Name one replica to write: {', '.join(item.replica for item in fitted)}.", Exit.USAGE)
-        write.write_text(fitted[0].time_model_json + "\n")
+        write.write_text(json.dumps(_hardware_profile(fitted[0]), indent=2) + "\n")
     if as_json:
-        print_json({item.replica: json.loads(item.time_model_json) for item in fitted})
+        print_json({item.replica: _hardware_profile(item) for item in fitted})
         return
     models = [(item, TimeModel.from_json(item.time_model_json)) for item in fitted]
     columns = ["REPLICA", "HARDWARE", "R2", "P50 ERROR", "P99 ERROR", "HELD-OUT BATCHES", "MARGIN", "SOURCE"]
@@ -57,6 +60,24 @@ def profile(target: Target, replica: str | None, explain: bool, write: Path | No
                 click.echo(f"  line {number}:" if len(model.lines) > 1 else "  the sum of:")
                 for term, coefficient in zip(LINE_TERMS, line, strict=True):
                     click.echo(f"    {1000 * coefficient:14.6g} ms {_MEANING[term]}")
+
+
+def _hardware_profile(item: admin_pb2.Replica) -> dict[str, Any]:
+    """What the simulator needs to stand for this replica (simulation.profiles)."""
+    return {
+        "time_model": json.loads(item.time_model_json),
+        "engine": {
+            "model": item.model,
+            "hardware": item.hardware,
+            "emulated": item.emulated,
+            "block_size": item.block_size,
+            "kv_blocks": item.kv_capacity_tokens // max(1, item.block_size),
+            "max_batch_tokens": item.max_batch_tokens,
+            "max_batch_requests": item.max_batch_requests,
+            "max_model_len": item.max_model_len,
+            "max_spec_tokens": item.max_spec_tokens,
+        },
+    }
 
 
 def _largest(model: TimeModel) -> str:

@@ -240,6 +240,11 @@ def _replica(replica: Replica) -> admin_pb2.Replica:
         hardware=info.hardware,
         time_model_json=mirror.model.to_json() if mirror is not None else info.time_model_json,
         problem="" if replica.usable else replica.problem,
+        block_size=info.block_size,
+        max_batch_tokens=info.max_batch_tokens,
+        max_batch_requests=info.max_batch_requests,
+        max_model_len=info.max_model_len,
+        max_spec_tokens=info.max_spec_tokens,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.errors import Exit
-from scheduling.time_model import TimeModel
+from simulation.profiles import load
 from tests.cluster import Cluster, run_slosctl
 
 
@@ -156,9 +156,14 @@ def test_profile(emulated_cluster: Cluster, tmp_path: Path) -> None:
     assert "worker-0" in emulated_cluster.slosctl("profile")
     text = emulated_cluster.slosctl("profile", "worker-1", "--explain", "--write", str(tmp_path / "profile.json"))
     assert "per token computed" in text
-    written = (tmp_path / "profile.json").read_text()
-    assert TimeModel.from_json(written).lines
-    assert json.loads(written) == emulated_cluster.slosctl_json("profile", "worker-1")["worker-1"]
+    profile = load(str(tmp_path / "profile.json"))
+    described = emulated_cluster.slosctl_json("replicas", "describe", "worker-1")
+    assert profile.time_model.lines
+    assert profile.limits.total_blocks * profile.limits.block_size == described["kv_capacity_tokens"]
+    assert (
+        json.loads((tmp_path / "profile.json").read_text())
+        == emulated_cluster.slosctl_json("profile", "worker-1")["worker-1"]
+    )
     unknown = run_slosctl(emulated_cluster.folder, "profile", "worker-9")
     assert unknown.returncode == Exit.NOT_FOUND
 
