@@ -5,10 +5,11 @@ Map of the folder
   classes, deadlines      application classes (the paper's Table 1); SLO fields -> Slo
   request_table           resident requests of one replica as arrays, and their transitions
   time_model, fit         step time: prediction, inverse; fit from measured batches
-  lengths                 online estimate of output lengths
+  margin                  safety margin learned from the model's errors; drift
+  lengths, speculation    online estimates of output lengths and of acceptance; the paper's speculation lengths
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings
-  admission               the admission problem of one replica as arrays, and its exact oracle
+  admission, explain      the admission problem of one replica as arrays, its exact oracle, its numbers for people
   promotion               best-effort residents that could be promised now
   tiers, paper_batching   the paper's own problem and batches, for `dp` and `edf-pb`
   routing                 which replicas are asked first, by name

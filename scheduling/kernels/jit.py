@@ -1,15 +1,17 @@
 """The decorator of all kernels, and where compiled code is kept.
 
-`python -m scheduling.compile` fills the cache at install, so that no first request pays for compilation. The cache
-lies in __pycache__ beside the source, keyed by the text of the kernels; where that folder cannot be written (a
-read-only install) it is copied to a private folder under the system's temporary directory, because numba insists on
-writing where it reads. SLOS_KERNEL_CACHE names another folder.
+`python -m scheduling.compile` fills the cache at install, so that no first request pays for compilation. The cache of
+a module lies in __pycache__ beside it, keyed by its text and that of the modules it builds on, because numba itself
+does not notice a change in a kernel that another one calls. Where that folder cannot be written (a read-only install)
+it is copied to a private folder under the system's temporary directory: numba insists on writing where it reads.
+SLOS_KERNEL_CACHE names another folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,28 +31,40 @@ if numba.config.DISABLE_JIT:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_HERE = Path(__file__).parent
+_ROOT = Path(__file__).parents[2]
+_IMPORT = re.compile(r"^from ((?:scheduling|simulation)[\w.]*) import", re.MULTILINE)
+_FORMAT = "1"
+"""Raise when the decorator's options change."""
 
 
-def source_key(folder: Path = _HERE) -> str:
-    """Key of the kernels' text: numba itself does not notice a change in a kernel that another one calls."""
-    digest = hashlib.sha256()
-    for source in dict.fromkeys((_HERE, folder)):
-        for path in sorted(source.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+@lru_cache(maxsize=256)
+def _sources(path: Path) -> frozenset[Path]:
+    """Return the file and the project's files that it imports, directly or not; this one left out."""
+    found: set[Path] = set()
+    pending = [path]
+    while pending:
+        source = pending.pop()
+        if source in found or source == Path(__file__) or not source.is_file():
+            continue
+        found.add(source)
+        pending += [_ROOT / f"{name.replace('.', '/')}.py" for name in _IMPORT.findall(source.read_text("utf-8"))]
+    return frozenset(found)
 
 
-@lru_cache(maxsize=16)
-def cache_dir(folder: Path = _HERE) -> Path:
-    """Where the compiled kernels of a source folder are kept; made when it does not exist."""
-    key = f"kernels-{source_key(folder)}"
+@lru_cache(maxsize=256)
+def cache_dir(path: Path) -> Path:
+    """Where the compiled kernels of a source file are kept; made when it does not exist."""
+    digest = hashlib.sha256(_FORMAT.encode())
+    for source in sorted(_sources(path)):
+        digest.update(source.read_bytes())
+    key = f"kernels-{path.stem}-{digest.hexdigest()[:16]}"
     chosen = os.environ.get("SLOS_KERNEL_CACHE")
-    shipped = (Path(chosen) if chosen else folder / "__pycache__") / key
+    shipped = (Path(chosen) if chosen else path.parent / "__pycache__") / key
     if _writable(shipped):
         return shipped
-    private = Path(tempfile.gettempdir()) / f"slos-{os.getuid()}-{key}"
+    private = Path(tempfile.gettempdir()) / f"slos-{os.getuid()}" / key
     if not private.exists() and shipped.exists():
+        private.parent.mkdir(mode=0o700, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix="slos-kernels-"))
         shutil.copytree(shipped, staging, dirs_exist_ok=True)
         try:
@@ -65,10 +79,11 @@ def cache_dir(folder: Path = _HERE) -> Path:
 
 
 def _writable(path: Path) -> bool:
+    """Whether this user owns the folder and can write to it; another user's code must not be run."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=path):
-            return path.stat().st_uid == os.getuid() or os.access(path, os.W_OK)
+            return path.stat().st_uid == os.getuid()
     except OSError:
         return False
 
@@ -76,7 +91,7 @@ def _writable(path: Path) -> bool:
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first use, keep the result in cache_dir."""
     saved = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_dir(Path(function.__code__.co_filename).parent))
+    numba.config.CACHE_DIR = str(cache_dir(Path(function.__code__.co_filename)))
     try:
         return cast("Callable[P, R]", numba.njit(cache=True, error_model="numpy", nogil=True)(function))
     finally:

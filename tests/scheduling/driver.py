@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduling.margin import MarginEstimator
 from scheduling.policy import Policy
 from scheduling.request_table import RequestTable
 from scheduling.scoring import Score, score
@@ -43,6 +44,8 @@ class Run:
     busy_s: float
     preempted: int
     relegated: int
+    spec_tokens: int = 0
+    accepted: int = 0
 
     def precision(self) -> float:
         """Kept promises / promises made."""
@@ -62,17 +65,22 @@ def drive(
     planner_model: TimeModel | None = None,
     noise: float = 0.0,
     seed: int = 0,
-    on_step=None,  # noqa: ANN001
+    margin: MarginEstimator | None = None,
+    acceptance: float = 0.0,
 ) -> Run:
-    """Serve the jobs to the end; asserts that memory is never negative and that the engine never idles with work."""
+    """Serve the jobs to the end; asserts that memory is never negative and that the engine never idles with work.
+
+    margin: learns from every step and sets the planner's margin. acceptance: chance of a drafted token.
+    """
     rng = np.random.default_rng(seed)
     planner = planner_model or true_model
+    if margin is not None:
+        planner = planner.with_margin(margin.margin())
     table = RequestTable(8)
     by_id = {job.request_id: job for job in jobs}
     queue = sorted(jobs, key=lambda job: job.arrival_s)
     now, at, free = 0.0, 0, limits.total_blocks
     run = Run(jobs, 0, 0.0, 0, 0)
-    waiting: list[Job] = []
     while at < len(queue) or len(table):
         if not len(table) and at < len(queue):
             now = max(now, queue[at].arrival_s)
@@ -86,8 +94,7 @@ def drive(
             for job in batch:
                 job.promised = job.request_id in decision.accepted
                 job.declined = decision.declined.get(job.request_id, "")
-                add(table, job, job.promised)
-        waiting = [j for j in jobs if False]
+                add(table, job, job.promised, acceptance)
         if not len(table):
             continue
         plan = policy.batching.plan(now, table, free, planner, limits)
@@ -108,18 +115,27 @@ def drive(
         kv = float(table.context[plan.decode_slots].sum())
         chunks, before = plan.prefill_tokens, table.context[plan.prefill_slots]
         attention = float((chunks * (before + 0.5 * chunks)).sum())
-        shape = BatchShape(float(plan.spec_tokens.sum() + chunks.sum()), len(both), kv, attention)
+        drafted = float(plan.spec_tokens.max() - 1) if len(plan.decode_slots) else 0.0
+        shape = BatchShape(float(plan.spec_tokens.sum() + chunks.sum()), len(both), kv, attention, drafted)
         duration = true_model.duration_s(shape) * max(0.5, 1.0 + noise * rng.standard_normal())
-        if on_step is not None:
-            on_step(shape, duration, plan)
+        if margin is not None:
+            margin.observe_step(planner, shape, duration)
+            planner = planner.with_margin(margin.margin())
         now += duration
         run.steps += 1
         run.busy_s += duration
-        for slot in plan.decode_slots:
+        for slot, verified in zip(plan.decode_slots, plan.spec_tokens, strict=True):
             assert table.prefill_remaining[slot] == 0
-            free -= grow(table, slot, 1, limits)
-            table.tokens_out(int(slot), 1)
-            emit(by_id[table.request_id(int(slot))], now)
+            job = by_id[table.request_id(int(slot))]
+            free -= grow(table, slot, int(verified), limits)
+            count = 1
+            while count < verified and rng.random() < acceptance:
+                count += 1
+            count = min(count, job.output_tokens - len(job.token_times_s))
+            table.tokens_out(int(slot), count)
+            job.token_times_s += [now] * count
+            run.spec_tokens += int(verified) - 1
+            run.accepted += count - 1
         for slot, chunk in zip(plan.prefill_slots, plan.prefill_tokens, strict=True):
             assert 0 < chunk <= table.prefill_remaining[slot]
             free -= grow(table, slot, int(chunk), limits)
@@ -129,11 +145,14 @@ def drive(
                     table.first_token(int(slot), now)
                 else:
                     table.tokens_out(int(slot), 1)
-                emit(by_id[table.request_id(int(slot))], now)
+                by_id[table.request_id(int(slot))].token_times_s.append(now)
         assert free >= 0, "KV memory is overcommitted"
         for slot in both:
             request_id = table.request_id(int(slot))
-            if len(by_id[request_id].token_times_s) == by_id[request_id].output_tokens:
+            job = by_id[request_id]
+            if len(job.token_times_s) == job.output_tokens:
+                if margin is not None and job.promised:
+                    margin.observe_promise(job.score().attained)
                 free += int(table.kv_blocks[slot])
                 table.remove(request_id)
     assert free == limits.total_blocks, "KV blocks leaked"
@@ -148,7 +167,7 @@ def candidate(job: Job) -> Candidate:
     )
 
 
-def add(table: RequestTable, job: Job, standard: bool) -> None:
+def add(table: RequestTable, job: Job, standard: bool, acceptance: float) -> None:
     """Put the job into the table."""
     table.add(
         job.request_id,
@@ -159,6 +178,7 @@ def add(table: RequestTable, job: Job, standard: bool) -> None:
         remaining_output=job.expected_output_tokens or job.output_tokens,
         value=job.value,
         arrival_s=job.arrival_s,
+        accept_rate=acceptance,
     )
 
 
@@ -169,7 +189,3 @@ def grow(table: RequestTable, slot: int, tokens: int, limits: EngineLimits) -> i
     table.kv_blocks[slot] += extra
     return extra
 
-
-def emit(job: Job, at_s: float) -> None:
-    """Record a token."""
-    job.token_times_s.append(at_s)

@@ -1,0 +1,108 @@
+"""A safety margin that learns from the time model's own errors, per batch shape (ALGORITHMS section 13, "Noise").
+
+A promise breaks when one of its risky steps, those that end close to a deadline, takes longer than planned. The
+margin is the quantile of measured / predicted at which a promise with that many risky steps is kept with the wanted
+precision, and it grows further while promises are broken more often than that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import NormalDist
+
+import numpy as np
+
+from scheduling.time_model import BatchShape, TimeModel
+
+WINDOW = 1000
+MIN_SAMPLES = 30
+RISKY_STEPS = 20.0
+"""Steps of one request that end near a deadline; measured on random workloads, where most steps have slack."""
+MAX_MARGIN = 2.0
+DRIFT_SAMPLES = 200
+_BOUNDS = (256.0, 1024.0)
+
+
+def bucket(shape: BatchShape) -> str:
+    """Kind of a batch: decodes only, or mixed by the number of new tokens."""
+    if shape.prefill_attention <= 0.0 and shape.new_tokens <= shape.requests * (1.0 + shape.spec_steps):
+        return "decode"
+    for bound in _BOUNDS:
+        if shape.new_tokens <= bound:
+            return f"prefill<={bound:.0f}"
+    return f"prefill>{_BOUNDS[-1]:.0f}"
+
+
+class MarginEstimator:
+    """Learns from steps and from kept promises; margin() is what TimeModel.with_margin takes."""
+
+    def __init__(self, precision_target: float = 0.99, initial: float = 1.1) -> None:
+        """precision_target: share of promises to keep. initial: margin until MIN_SAMPLES steps were seen."""
+        if not 0.0 < precision_target < 1.0:
+            raise ValueError(f"precision_target must lie between 0 and 1, not {precision_target}")
+        self._target = precision_target
+        self._initial = max(initial, 1.0)
+        self._ratios: dict[str, deque[float]] = {}
+        self._recent: deque[float] = deque(maxlen=DRIFT_SAMPLES)
+        self._boost = 0.0
+
+    def observe_step(self, model: TimeModel, shape: BatchShape, seconds: float) -> None:
+        """Learn from one step."""
+        predicted_s = model.duration_s(shape) / model.margin
+        if not (seconds > 0.0 and predicted_s > 0.0):
+            return
+        ratio = seconds / predicted_s
+        self._ratios.setdefault(bucket(shape), deque(maxlen=WINDOW)).append(ratio)
+        self._recent.append(ratio)
+
+    def observe_promise(self, kept: bool) -> None:
+        """Learn from the end of a promised request: the boost settles where the target share is kept."""
+        step = 0.01
+        self._boost += -step * (1.0 - self._target) if kept else step * self._target
+        self._boost = min(max(self._boost, 0.0), MAX_MARGIN - 1.0)
+
+    def margin(self) -> float:
+        """Return the factor on predicted times: the largest over the kinds of batches that make up 2 % of steps."""
+        total = sum(len(ratios) for ratios in self._ratios.values())
+        if total < MIN_SAMPLES:
+            return self._initial + self._boost
+        enough = max(MIN_SAMPLES, 0.02 * total)
+        margins = [self._quantile(ratios) for ratios in self._ratios.values() if len(ratios) >= enough]
+        return min(max([1.0, *margins]) + self._boost, MAX_MARGIN)
+
+    def drift(self) -> float | None:
+        """Median of measured / predicted over the last steps; None before there are enough.
+
+        Far from 1 for long (a hot device, a neighbour, another model) means: rescale the model or fit it again.
+        """
+        if len(self._recent) < DRIFT_SAMPLES:
+            return None
+        return float(np.median(self._recent))
+
+    def explain(self) -> dict[str, dict[str, float]]:
+        """Per kind of batch: number of steps, median, p99 and largest measured / predicted, and its margin."""
+        report = {}
+        for name, ratios in sorted(self._ratios.items()):
+            p50, p99 = (float(q) for q in np.quantile(ratios, (0.5, 0.99)))
+            report[name] = {
+                "steps": float(len(ratios)),
+                "p50": p50,
+                "p99": p99,
+                "largest": float(max(ratios)),
+                "margin": self._quantile(ratios),
+            }
+        return report
+
+    def _quantile(self, ratios: deque[float]) -> float:
+        """Quantile for one risky step: the sample's where it reaches that far, else a normal tail beyond its bulk.
+
+        The bulk's spread is taken from quantiles, so that single pauses of the machine do not set the margin.
+        """
+        wanted = 1.0 - (1.0 - self._target) / RISKY_STEPS
+        p16, p50, p84 = (float(q) for q in np.quantile(ratios, (0.16, 0.5, 0.84)))
+        normal = p50 + NormalDist().inv_cdf(wanted) * max(p84 - p50, (p84 - p16) / 2)
+        if len(ratios) * (1.0 - wanted) >= 1.0:
+            return max(float(np.quantile(ratios, wanted)), p50)
+        covered = 1.0 - 3.0 / len(ratios)
+        return max(normal, float(np.quantile(ratios, covered))) if math.isfinite(normal) else p50
