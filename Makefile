@@ -1,32 +1,33 @@
 # One command for each thing a person does here; `make help` lists them.
 SHELL := /bin/bash
-PY := .venv/bin/python
+VENV ?= .venv
+PY := $(VENV)/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test test-all demo bench lint format proto lock compose-test evaluation evaluation-quick soak clean
+.PHONY: help setup up down test demo bench lint format proto lock compose-test evaluation evaluation-quick soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install packages, compile the planner, convert the model (skips what is done)
-	@deploy/install.sh
+	@deploy/install.sh --venv $(VENV)
 
 up: setup ## start the cluster on the real model and serve until Ctrl-C (ARGS="--replicas 2")
-	@.venv/bin/slosctl up $(ARGS)
+	@$(PY) -m cli.main up $(ARGS)
 
 down: ## stop the cluster of this checkout
-	@.venv/bin/slosctl down
+	@$(PY) -m cli.main down
 
 lint: setup ## format check, lint, types, import arrows
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports --no-logo
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 format: setup ## rewrite the sources in the project's format
-	.venv/bin/ruff format .
-	.venv/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
 
 test: lint ## every check and every test (ARGS="tests/cli -k up")
 	$(PY) -m pytest -m "not soak" $(ARGS)
@@ -47,10 +48,10 @@ compose-test: setup ## build and run the containers for real
 	$(PY) -m deploy.compose_test $(ARGS)
 
 bench: setup ## every benchmark, then docs/benchmarks.md (hours, on an idle machine; ARGS=--quick: minutes)
-	.venv/bin/slosctl bench all $(ARGS)
+	$(PY) -m cli.main bench all $(ARGS)
 
 bench-%: setup ## run one benchmark: bench-overhead, bench-planner, bench-slo, ...
-	.venv/bin/slosctl bench $* $(ARGS)
+	$(PY) -m cli.main bench $* $(ARGS)
 
 evaluation: setup ## regenerate docs/evaluation.md with its figures (hours; resumes)
 	$(PY) -m simulation.evaluation $(ARGS)
@@ -59,4 +60,4 @@ evaluation-quick: setup ## the same pipeline on a small grid (minutes)
 	$(PY) -m simulation.evaluation --quick $(ARGS)
 
 clean: ## remove the environment, models and state
-	rm -rf .venv .slos .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .slos .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
