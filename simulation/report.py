@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +42,7 @@ def print_run(summary: Summary, console: Console) -> None:
             c.name if isinstance(c, ClassFigures) else "sessions",
             str(c.requests if isinstance(c, ClassFigures) else c.sessions),
             *(f"{share:.1%}" for share in (c.attained, c.attained_paper, c.promised, c.precision)),
-            *(f"{_milliseconds(v[0])} / {_milliseconds(v[-1])}" for v in (c.ttft_ms, c.tpot_ms)),
+            *(f"{v[0]:,.0f} / {v[-1]:,.0f}" if v else "-" for v in (c.ttft_ms, c.tpot_ms)),
         )
     console.print(table)
     console.print(
@@ -102,7 +101,3 @@ def print_scenarios(console: Console) -> None:
     for scenario in SCENARIOS.values():
         table.add_row(scenario.name, scenario.description, "\n".join(FILES[name].path for name in scenario.files))
     console.print(table)
-
-
-def _milliseconds(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"

@@ -33,8 +33,9 @@ class ClassFigures:
 class Summary:
     """One run.
 
-    attained: share of sessions, all arrivals counted, strict; attained_paper: the paper's scoring;
-    precision: kept / ever promised; rebuilt: share of computed prompt tokens that preemptions had made necessary.
+    attained: share of sessions, all arrivals counted, strict; attained_paper: the paper's scoring; precision: kept /
+    ever promised; rebuilt: share of computed prompt tokens that preemptions had made necessary; percentiles (of
+    PERCENTILES) are empty where there is nothing to take them of.
     """
 
     policy: str
@@ -165,10 +166,11 @@ def write_requests(table: pd.DataFrame, path: Path) -> None:
 
 
 def _percentiles(seconds: pd.Series) -> tuple[float, ...]:
+    """Milliseconds at PERCENTILES; empty when there is no value."""
     values = np.asarray(seconds, np.float64)
     values = values[np.isfinite(values)]
     if len(values) == 0:
-        return tuple(float("nan") for _ in PERCENTILES)
+        return ()
     return tuple(float(round(v * 1e3, 3)) for v in np.percentile(values, PERCENTILES))
 
 

@@ -137,7 +137,7 @@ def _burst(rows: Rows, out: Path) -> str:
     ]
     for row in rows:
         waits = "-"
-        if row["policy"] in OURS and not math.isnan(row["best_effort_ttft_ms"][0]):
+        if row["policy"] in OURS and row["best_effort_ttft_ms"]:
             waits = f"{row['best_effort_ttft_ms'][0] / 1e3:.1f} / {row['best_effort_ttft_ms'][-1] / 1e3:.1f}"
         latencies = (f"{row[k][0]:,.0f} / {row[k][-1]:,.0f}" for k in ("ttft_ms", "tpot_ms"))
         text.append(_row([row["policy"], f"{row['attained']:.1%}", *latencies, waits]))

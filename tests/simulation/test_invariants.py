@@ -98,7 +98,7 @@ def test_equal_configurations_give_equal_runs(workload: Workload, config: Cluste
 def test_an_event_in_the_past_is_refused() -> None:
     cluster = Cluster(requests((0.0, 10, 2)), small_profile(), ClusterConfig("vllm-v1"))
     cluster.run()
-    with pytest.raises(ValueError, match="past|already"):
+    with pytest.raises(ValueError, match="already"):
         cluster.schedule(cluster.now_s - 0.1, None)  # type: ignore[arg-type]
 
 
@@ -134,8 +134,9 @@ def test_the_compiled_step_moves_the_table_as_the_table_does_itself(seed: int, v
         decodes = slots[ours.prefill_remaining[slots] == 0]
         chunks = np.minimum(ours.prefill_remaining[prefills], rng.integers(1, 30, len(prefills)))
         end, emissions, done, free = execute(
-            now, 1.0, lines, 16, free, 0.6, ours.ints, ours.floats, ours.flags, side, decodes,
-            np.full(len(decodes), verified), prefills, chunks, nothing, nothing, state, emitted, finished, late, counters,
+            now, 1.0, lines, 16, free, 0.6, ours.ints, ours.floats, ours.flags, side,
+            decodes, np.full(len(decodes), verified), prefills, chunks, nothing, nothing,
+            state, emitted, finished, late, counters,
         )  # fmt: skip
         for slot, chunk in zip(prefills, chunks, strict=True):
             reference.prefilled(int(slot), int(chunk))

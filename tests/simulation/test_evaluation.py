@@ -1,0 +1,74 @@
+"""`make evaluation-quick`: the whole pipeline on a small grid."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulation.evaluation import numbers
+from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
+
+
+@pytest.mark.timeout(900)
+def test_the_quick_evaluation_writes_a_document_with_figures(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simulation.evaluation", "--quick", "--out", str(tmp_path)]
+    command += ["--cache", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "evaluation.md").read_text()
+    for heading in (
+        "Capacity at 90 %",
+        "The paper's own conditions",
+        "A burst",
+        "Are promises kept?",
+        "What is simulated",
+    ):
+        assert heading in text
+    for figure in ("capacity-a100-opt-13b-kv-1.svg", "burst.svg"):
+        assert f"figures/{figure}" in text
+        assert (tmp_path / "figures" / figure).stat().st_size > 5_000
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["capacity"]
+    assert {(r["scenario"], r["policy"]) for r in rows} == {
+        (s, p) for s in ("chatbot", "coding") for p in ("vllm-v1", "qoserve", "slos")
+    }
+    table = numbers.capacity_table(rows, "a100-opt-13b-kv", 1)
+    assert table["chatbot"]["slos"] > table["chatbot"]["vllm-v1"]
+
+
+def test_ratios_and_geometric_means() -> None:
+    rows = [
+        {"profile": "p", "asked_replicas": 1, "scenario": scenario, "policy": policy, "rate_per_gpu": rate}
+        for scenario, policy, rate in (
+            ("a", "vllm", 1.0), ("a", "sarathi", 2.0), ("a", "slos", 4.0), ("a", "slos", 8.0),
+            ("b", "vllm", 3.0), ("b", "slos", 3.0),
+        )
+    ]  # fmt: skip
+    table = numbers.capacity_table(rows, "p", 1)
+    assert table["a"]["slos"] == 6.0
+    assert numbers.ratios(table["a"]) == {"vllm": 0.5, "sarathi": 1.0, "slos": 3.0}
+    assert numbers.over(table, "slos", ("vllm", "sarathi"), ("a", "b")) == pytest.approx(math.sqrt(3.0))
+    assert math.isnan(numbers.over(table, "sarathi", ("vllm",), ("a", "b")))
+    assert numbers.spread(rows, "p", "slos", "a") == (4.0, 8.0)
+    assert numbers.spread(rows, "p", "vllm", "a") is None
+
+
+def test_every_tuned_setting_is_one_the_search_could_choose() -> None:
+    known = json.loads(TUNED.read_text())
+    assert known
+    for key in known:
+        policy, profile, scenario = key.split("/")
+        setting = tuned(policy, profile, scenario)
+        assert policy in GRIDS
+        assert (setting.options, setting.ratio) in [(c.options, c.ratio) for c in candidates(policy)]
+
+
+def test_a_ratio_makes_clusters_of_whole_groups() -> None:
+    setting = next(c for c in candidates("distserve") if c.ratio == (2, 1))
+    for asked, replicas, prefill in ((1, 3, 2), (4, 6, 4), (6, 6, 4)):
+        cluster = setting.cluster(asked)
+        assert (cluster.replicas, cluster.prefill_replicas) == (replicas, prefill)
