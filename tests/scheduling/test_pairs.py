@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from scheduling import registry
+from scheduling.pairs import TransferModel, decide_pair, next_step_s
+from scheduling.policy import AdmissionPolicy, ReplicaView
+from scheduling.request_table import RequestTable
+from scheduling.time_model import TimeModel
+from scheduling.types import Candidate, EngineLimits, Slo
+
+MODEL = TimeModel(((0.02, 1e-4, 0.0, 0.0, 0.0, 0.0),), source="assumed: for tests")
+LIMITS = EngineLimits(max_batch_tokens=512, max_batch_requests=64, block_size=16, total_blocks=200, max_model_len=4096)
+TRANSFER = TransferModel(latency_s=0.01, per_token_s=5e-5)
+
+
+@pytest.fixture(params=["slos", "edf-exact"])
+def admission(request: pytest.FixtureRequest) -> AdmissionPolicy:
+    return registry.get(request.param).admission
+
+
+def view(name: str, role: str, blocks: int = 200) -> ReplicaView:
+    return ReplicaView(name, RequestTable(), blocks, MODEL, LIMITS, role)
+
+
+def candidate(name: str, ttft_s: float, prompt: int = 400, output: int = 50) -> Candidate:
+    return Candidate(name, 0.0, prompt, Slo(ttft_s, 0.1), output, output)
+
+
+def least_ttft_s(prompt: int) -> float:
+    """Prefill alone, the transfer, and one decode step."""
+    return MODEL.zero_load_prefill_s(prompt, 512) + TRANSFER.duration_s(prompt) + 0.0201
+
+
+def test_the_transfer_and_a_decode_step_count_against_the_deadline(admission: AdmissionPolicy) -> None:
+    need_s = least_ttft_s(400)
+    prefill, decode = view("p", "prefill"), view("d", "decode")
+    enough = decide_pair(0.0, prefill, decode, TRANSFER, admission, [candidate("a", need_s + 0.005)])
+    assert enough.accepted == ("a",)
+    short = decide_pair(0.0, prefill, decode, TRANSFER, admission, [candidate("a", need_s - 0.005)])
+    assert short.accepted == ()
+    assert short.declined["a"].startswith("prefill on p")
+    slower = TRANSFER.scaled(2.0)
+    assert decide_pair(0.0, prefill, decode, slower, admission, [candidate("a", need_s + 0.005)]).accepted == ()
+
+
+def test_both_sides_must_have_room(admission: AdmissionPolicy) -> None:
+    small = view("d", "decode", blocks=10)
+    decision = decide_pair(0.0, view("p", "prefill"), small, TRANSFER, admission, [candidate("a", 5.0)])
+    assert decision.accepted == ()
+    assert decision.declined["a"].startswith("decode on d")
+    assert "KV memory" in decision.declined["a"]
+
+
+def test_the_prefill_side_needs_no_memory_for_the_output(admission: AdmissionPolicy) -> None:
+    prefill = view("p", "prefill", blocks=30)  # 480 tokens
+    decision = decide_pair(
+        0.0, prefill, view("d", "decode"), TRANSFER, admission, [candidate("a", 5.0, prompt=450, output=500)]
+    )
+    assert decision.accepted == ("a",)
+
+
+def test_a_cached_prefix_is_no_prefill_work(admission: AdmissionPolicy) -> None:
+    ttft_s = least_ttft_s(400) - 0.02
+    cold, decode = view("p", "prefill"), view("d", "decode")
+    warm = ReplicaView("p", RequestTable(), 200, MODEL, LIMITS, "prefill", {"a": 384})
+    assert decide_pair(0.0, cold, decode, TRANSFER, admission, [candidate("a", ttft_s)]).accepted == ()
+    assert decide_pair(0.0, warm, decode, TRANSFER, admission, [candidate("a", ttft_s)]).accepted == ("a",)
+
+
+def test_what_one_side_declines_is_named_and_the_rest_is_kept(admission: AdmissionPolicy) -> None:
+    wanted = [candidate("fits", 1.0, prompt=300), candidate("hasty", 0.05), candidate("fits-too", 2.0, prompt=300)]
+    decision = decide_pair(0.0, view("p", "prefill"), view("d", "decode"), TRANSFER, admission, wanted)
+    assert set(decision.accepted) == {"fits", "fits-too"}
+    assert set(decision.declined) == {"hasty"}
+    assert set(decision.explain) == {"prefill", "transfer_s", "decode_step_s", "decode"}
+
+
+def test_a_fuller_decode_side_takes_longer_steps() -> None:
+    kv_model = TimeModel(((0.02, 1e-4, 1e-4, 1e-6, 0.0, 0.0),))
+    table = RequestTable()
+    empty = next_step_s(ReplicaView("d", table, 100, kv_model, LIMITS))
+    for index in range(8):
+        slot = table.add(f"r{index}", prompt_tokens=500, prefill_deadline_s=0.0, tpot_s=0.1)
+        table.prefilled(slot, 500)
+    full = next_step_s(ReplicaView("d", table, 100, kv_model, LIMITS))
+    assert full - empty == pytest.approx(8 * 2e-4 + 4000 * 1e-6)
+
+
+def test_a_factor_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        TRANSFER.scaled(0.0)
