@@ -191,14 +191,12 @@ def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> Async
 async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest) -> None:
     """Hand a request to vLLM; RequestRejected says what is wrong with it."""
     from vllm.exceptions import VLLMClientError
-    from vllm.inputs import TokensPrompt
+    from vllm.inputs.engine import tokens_input
     from vllm.v1.engine.exceptions import EngineDeadError
 
     params = sampling_params(config, request)
     try:
-        await llm.add_request(
-            request.request_id, TokensPrompt(prompt_token_ids=list(request.token_ids)), params, prompt_text=""
-        )
+        await llm.add_request(request.request_id, tokens_input(list(request.token_ids)), params)
     except EngineDeadError as error:
         raise EngineError("the engine process is gone; start the engine again") from error
     except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:

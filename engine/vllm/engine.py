@@ -57,6 +57,8 @@ class VllmEngine:
         self._wake = asyncio.Event()
         self._info: EngineInfo | None = None
         self._policy = config.policy
+        self._submitting: set[str] = set()
+        self._cancelled_early: set[str] = set()
         self._failure = ""
         self._closed = False
         self.record_listeners: list[Callable[[StepRecord], None]] = []
@@ -126,16 +128,28 @@ class VllmEngine:
         if request.request_id in joiner:
             raise RequestRejected("ALREADY_EXISTS", f"request {request.request_id!r} is on this engine already")
         joiner.open(request.request_id)
+        self._submitting.add(request.request_id)
         try:
             await adapter.add_request(llm, self._config, request)
-        except BaseException:
+        except BaseException as error:
+            self._cancelled_early.discard(request.request_id)
             joiner.discard(request.request_id)
+            if isinstance(error, asyncio.CancelledError):
+                # vLLM may have it already.
+                await asyncio.shield(llm.abort(request.request_id))
             raise
+        finally:
+            self._submitting.discard(request.request_id)
+        if request.request_id in self._cancelled_early:
+            self._cancelled_early.discard(request.request_id)
+            await llm.abort(request.request_id)
 
     async def cancel(self, request_id: str) -> None:
         """Stop a request and free its KV; its last update has finish_reason "cancelled"."""
         llm, joiner = self._running()
-        if request_id in joiner:
+        if request_id in self._submitting:
+            self._cancelled_early.add(request_id)
+        elif request_id in joiner:
             await llm.abort(request_id)
 
     async def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:

@@ -53,6 +53,7 @@ class Harness:
         self.events: list[StepEvent] = []
         self.records: list[StepRecord] = []
         self.failure: Exception | None = None
+        self.failed = asyncio.Event()
         self._moved = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
@@ -79,6 +80,7 @@ class Harness:
                     self._moved.notify_all()
         except Exception as error:
             self.failure = error
+            self.failed.set()
             for result in self.results.values():
                 result.done.set()
 
@@ -110,8 +112,8 @@ class Harness:
 
     async def idle(self) -> int:
         """Wait until all KV is free, and return the free blocks."""
-        await self.until(lambda: bool(self.events) and self.events[-1].free_blocks == self.info.kv_blocks)
-        return self.events[-1].free_blocks
+        await self.until(lambda: not self.events or self.events[-1].free_blocks == self.info.kv_blocks)
+        return self.info.kv_blocks
 
 
 def make_request(tokens: list[int], sampling: SamplingSpec = GREEDY, **fields: object) -> EngineRequest:

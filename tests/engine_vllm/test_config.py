@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -43,8 +44,6 @@ def test_the_model_folder_is_whole_and_made_once(model_folder: Path) -> None:
 
 def test_damage_is_found(tmp_path: Path) -> None:
     """On a folder of tiny files with a true manifest."""
-    import hashlib
-
     digests = {}
     for name in NEEDED:
         (tmp_path / name).write_text(f"content of {name}")
@@ -69,13 +68,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
 
 
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
-def test_the_tokenizer_gives_back_every_text(model_folder: Path, text: str) -> None:
-    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+@pytest.fixture(scope="module")
+def tokenizer(model_folder: Path) -> Tokenizer:
+    """Tokenizer of the converted model."""
+    return Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Co", "Cn"]), max_size=60))
+def test_the_tokenizer_gives_back_every_text(tokenizer: Tokenizer, text: str) -> None:
+    """Of assigned characters: the model's vocabulary lacks first bytes of planes that hold none."""
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_digits_are_tokens_of_their_own(model_folder: Path) -> None:
+def test_digits_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
     """As in the model's training; the file's converter alone would merge them."""
-    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
     assert tokenizer.encode("12345").tokens == ["1", "2", "3", "4", "5"]

@@ -1,4 +1,4 @@
-"""The profile of the real engine. Whether its fit is good depends on how quiet the machine is: here, that it is sane."""
+"""The profile of the real engine. How good its fit is depends on the quiet of the machine; here it must be sane."""
 
 from __future__ import annotations
 

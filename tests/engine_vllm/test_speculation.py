@@ -44,7 +44,7 @@ async def speculating(model_folder: Path) -> AsyncIterator[Harness]:
         await harness.close()
 
 
-@pytest.mark.parametrize("policy", ["vllm-v1", "tests.engine_vllm.odd_policies:odd_chunks"])
+@pytest.mark.parametrize("policy", ["stock", "slos", "tests.engine_vllm.odd_policies:odd_chunks"])
 async def test_tokens_are_those_without_speculation(
     engine: Harness, speculating: Harness, reference: Reference, policy: str
 ) -> None:
@@ -64,7 +64,10 @@ async def test_tokens_are_those_without_speculation(
             drafted += sum(update.draft_tokens for update in result.updates)
             accepted += sum(update.accepted_draft_tokens for update in result.updates)
             assert max(len(update.token_ids) for update in result.updates) <= 5
-    assert 0 < accepted <= drafted
+    assert accepted <= drafted
+    if policy != "slos":
+        # Whether speculation pays is for policy slos to say.
+        assert accepted > 0
     assert speculating.records[-1].deviations == 0
     assert speculating.records[-1].plan_failures == 0
 
@@ -89,9 +92,7 @@ async def test_a_killed_engine_process_shows_at_once(speculating: Harness) -> No
     began = time.monotonic()
     result = await speculating.result(request_id, timeout_s=20)
     assert (result.finish_reason, bool(result.error)) == ("error", True)
-    async with asyncio.timeout(20):
-        while speculating.failure is None:
-            await asyncio.sleep(0.05)
+    await asyncio.wait_for(speculating.failed.wait(), 20)
     assert time.monotonic() - began < 20
     assert isinstance(speculating.failure, EngineError)
     for call in (

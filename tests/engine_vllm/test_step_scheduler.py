@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from engine.protocol import EngineError, StepSettings
 from engine.vllm.messages import StepRecord
-from tests.engine_vllm.harness import GREEDY, Harness, Result
+from tests.engine_vllm.harness import GREEDY, Harness, Result, make_request
 from tests.engine_vllm.reference import TOLERANCE, Reference
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.asyncio(loop_scope="package")]
@@ -118,6 +118,22 @@ async def test_a_bad_policy_does_not_stop_the_engine(engine: Harness, name: str)
     assert any(record.stock for record in records)
 
 
+async def test_cancel_while_it_is_being_submitted(engine: Harness) -> None:
+    await engine.idle()
+    request = make_request(words(50, 3), replace(GREEDY, max_tokens=300, ignore_eos=True))
+    engine.results[request.request_id] = Result()
+    submitting = asyncio.create_task(engine.engine.submit(request))
+    await asyncio.sleep(0)
+    await engine.engine.cancel(request.request_id)
+    await submitting
+    assert (await engine.result(request.request_id)).finish_reason == "cancelled"
+    gone = asyncio.create_task(engine.engine.submit(make_request(words(50, 4), GREEDY)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    await engine.idle()
+
+
 async def test_cancel_frees_every_block(engine: Harness) -> None:
     await engine.idle()
     ids = [await engine.submit(words(200, seed), replace(GREEDY, max_tokens=200, ignore_eos=True)) for seed in range(4)]
@@ -128,7 +144,8 @@ async def test_cancel_frees_every_block(engine: Harness) -> None:
         await engine.engine.cancel("not a request")
     for request_id in ids:
         assert (await engine.result(request_id)).finish_reason == "cancelled"
-    assert await engine.idle() == engine.info.kv_blocks
+    await engine.idle()
+    assert engine.events[-1].free_blocks == engine.info.kv_blocks
 
 
 @pytest.mark.usefixtures("policy")
