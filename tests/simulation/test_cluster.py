@@ -36,8 +36,8 @@ def test_slowdowns_refer_to_the_prompt_alone_on_an_idle_engine() -> None:
 
 
 def test_online_lateness_agrees_with_the_one_scoring_function() -> None:
-    rows = [(0.04 * i + 0.5 * (i % 3), 100 + 37 * (i % 11), 5 + i % 40) for i in range(150)]
-    rows.sort()
+    starts = [0.2 * i for i in range(60)] + [12.0 + 0.02 * i for i in range(90)]
+    rows = [(start, 100 + 37 * (i % 11), 5 + i % 40) for i, start in enumerate(starts)]
     for policy in ("vllm", "vllm-v1", "qoserve"):
         cluster = played(Cluster(requests(*rows, slo_class=TIGHT), small_profile(16384), ClusterConfig(policy)))
         table = scores(cluster)
