@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset({"message", "asctime", "taskName"})
 
 
 class LineFormatter(logging.Formatter):
@@ -21,7 +21,9 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its end."""
-        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        # Libraries put fields of their own into every record; only what this one was given counts.
+        common = _STANDARD | vars(logging.makeLogRecord({})).keys()
+        fields = {name: value for name, value in vars(record).items() if name not in common}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
