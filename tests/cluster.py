@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)

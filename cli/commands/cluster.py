@@ -38,7 +38,7 @@ POLL_S = 0.1
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: any.")
 @click.option("--redis-url", default="", help="Use this Redis; otherwise one is started with its data in .slos/.")
 @click.option("--detach", is_flag=True, help="Return when the cluster serves; stop it with `slosctl down`.")
-@click.option("--start-timeout", default=300.0, show_default=True, metavar="SECONDS")
+@click.option("--start-timeout", default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--worker-option", multiple=True, metavar="OPTION", help="Passed on to every worker, e.g. --seed=7.")
 @click.option("--controller-option", multiple=True, metavar="OPTION", help="Passed on to the controller.")
 def up(

@@ -92,6 +92,7 @@ def test_last_message_is_that_of_the_last_log_record(tmp_path: Path) -> None:
     lines = [
         "2026-11-21T06:01:17+00:00 INFO worker-0 engine.vllm.engine: model loaded after 7.0 s vllm_process_name=M",
         "(EngineCore pid=1) some library's line",
+        "2026-11-21T06:01:18+00:00 WARNING worker-0 vllm.platforms: a library's record",
     ]
     child = Child(ChildSpec("speaker", [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], tmp_path / "log"))
     assert child.wait(time.monotonic() + WAIT_S)
