@@ -14,11 +14,12 @@ from scheduling.policy import Policy
 from scheduling.types import Admission, OnMiss
 from services.controller.best_effort import BestEffortQueue
 from services.controller.contract import ApiError
-from services.controller.leftovers import RETRY_FIRST_S, ROUND_S, Leftovers, next_due_s
+from services.controller.leftovers import RETRY_FIRST_S, ROUND_S, Leftovers, client_due_s
 from services.controller.planner import PER_DECISION, Planner
-from services.controller.replica import Replica
 from services.controller.replicas import ReplicaManager
 from services.controller.request import LiveRequest
+from services.controller.targets import Target
+from services.controller.transfers import TransferTimes
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,11 @@ class AdmissionLoop:
             self._queue.remove(request)
         return expired
 
+    @property
+    def transfers(self) -> TransferTimes:
+        """How long KV takes between workers."""
+        return self._planner.transfers
+
     def pending(self) -> Collection[LiveRequest]:
         """Requests without an answer yet."""
         return self._pending.values()
@@ -122,7 +128,7 @@ class AdmissionLoop:
             await self._wake.wait()
             self._wake.clear()
             while self._pending:
-                batch = heapq.nsmallest(PER_DECISION, self._pending.values(), key=next_due_s)
+                batch = heapq.nsmallest(PER_DECISION, self._pending.values(), key=client_due_s)
                 for request in batch:
                     del self._pending[request.request_id]
                 self._decide(batch)
@@ -150,15 +156,22 @@ class AdmissionLoop:
                 for request, reason in self._planner.ask(of_model, replicas, self._place_promised):
                     self._declined(request, reason)
 
-    def _place_promised(self, request: LiveRequest, replica: Replica) -> None:
-        self._place(request, replica, Admission.STANDARD)
+    def _place_promised(self, request: LiveRequest, target: Target) -> None:
+        self._place(request, target, Admission.STANDARD)
 
-    def _place(self, request: LiveRequest, replica: Replica, admission: Admission) -> None:
+    def _place(self, request: LiveRequest, target: Target, admission: Admission) -> None:
         self._queue.remove(request)
         request.admission = admission
-        replica.submit(request, self._planner.engine_due_s(request))
+        due_s = self._planner.engine_due_s(request)
+        if target.prefill is None:
+            target.decode.submit(request, due_s)
+        else:
+            handover = self._planner.transfers.handover(request, target)
+            prefill_due_s = self._planner.prefill_due_s(request, target)
+            target.decode.submit(request, due_s, handover)
+            target.prefill.submit_prefill(request, prefill_due_s, handover)
         request.became(admission, request.reason)
-        request.note(f"{admission.replace('_', ' ')} on {replica.worker_id}")
+        request.note(f"{admission.replace('_', ' ')} on {target}")
         self._answered(request)
         self._listener.placed(request)
 

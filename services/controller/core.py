@@ -86,7 +86,7 @@ class Core:
             store, self, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
         )
         self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
-        self._relay = Relay(self._remaining, self.journal.touched, metrics.relegations.inc)
+        self._relay = Relay(self._remaining, self.journal.touched, self._transferred, metrics)
         self._intake = Intake(models, self.directory, self.replicas, self.lengths)
         self.admission = AdmissionLoop(
             policy,
@@ -243,9 +243,11 @@ class Core:
     def _stop(self, request: LiveRequest) -> None:
         """Take a request off wherever it is."""
         self.admission.withdraw(request)
-        replica = self.replicas.get(request.replica) if request.replica else None
-        if replica is not None:
-            replica.cancel(request)
+        decode, prefill = self.replicas.get(request.replica), self.replicas.get(request.prefill_replica)
+        if decode is not None:
+            decode.cancel(request)
+        if prefill is not None:
+            prefill.cancel_prefill(request)
 
     def _fail(self, request: LiveRequest, error: ApiError) -> None:
         """End a request with an error: in its last message when it has had one before, else as a refusal."""
@@ -259,9 +261,9 @@ class Core:
         """Account for a request that nobody reads any more, once."""
         if self.live.pop(request.request_id, None) is None:
             return
+        self._stop(request)
         if not request.finished:
             request.note("its client has gone")
-            self._stop(request)
             request.finish(common_pb2.FINISH_REASON_CANCELLED)
         if request.outcome is None:
             request.outcome = outcome_of(request)
@@ -274,6 +276,11 @@ class Core:
         self.admission.capacity_changed()
         if self._idle is not None and not self.live:
             self._idle.set()
+
+    def _transferred(self, request: LiveRequest, seconds: float) -> None:
+        tokens = request.prompt_tokens + len(request.output)
+        self.admission.transfers.observe(request.prefill_replica, request.replica, tokens, seconds)
+        self.metrics.kv_transfer.observe(max(0.0, seconds))
 
     def _remaining(self, request: LiveRequest) -> int:
         tenant = self.directory.tenants.get(request.tenant)
@@ -326,7 +333,27 @@ class Core:
 
     def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
         """Let requests go on elsewhere."""
+        for request in requests:
+            prefill = self.replicas.get(request.prefill_replica)
+            if prefill is not None:
+                prefill.cancel_prefill(request)
         self._failover.displaced(replica, requests, reason)
+
+    def prefilled(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
+        """The KV of a prompt is on its way, or its half has failed."""
+        if update.finish_reason == common_pb2.FINISH_REASON_LENGTH:
+            request.prefilled_s = ended_s
+        else:
+            request.prefill_replica = ""
+            self.prefill_lost(replica, request, update.error or "its half of the request ended early")
+
+    def prefill_lost(self, replica: Replica, request: LiveRequest, reason: str) -> None:
+        """Ask for another place, unless the decode worker has gone on by itself."""
+        decode = self.replicas.get(request.replica)
+        if request.finished or request.output or decode is None:
+            return
+        decode.cancel(request)
+        self._failover.displaced(replica, [request], reason)
 
     def changed(self, replica: Replica) -> None:
         """A replica may take waiting work now."""

@@ -77,6 +77,8 @@ def prepare(request: LiveRequest) -> None:
     already drawn are not drawn again.
     """
     request.epoch += 1
+    request.prefill_replica = ""
+    request.prefilled_s = 0.0
     request.displaced_s = time.monotonic()
     sampling = request.call.sampling
     if sampling.HasField("seed") and request.output:

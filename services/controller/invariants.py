@@ -37,10 +37,13 @@ def problems(
                 found.append(f"request {request.request_id} is on {replica.worker_id}, but is not live")
             if request.wire_id != wire_id or request.replica != replica.worker_id:
                 found.append(f"request {request.request_id} is on {replica.worker_id} under another submission's name")
+        for name, request in replica.legs.items():
+            if live.get(request.request_id) is not request or request.prefill_replica != replica.worker_id:
+                found.append(f"{name} computes a prompt on {replica.worker_id} for nobody")
         if replica.mirror is not None:
             table = replica.mirror.table
             resident = {table.request_id(int(slot)) for slot in table.slots()}
-            known = replica.requests.keys() | replica.leaving.keys()
+            known = replica.requests.keys() | replica.legs.keys() | replica.leaving.keys()
             found += [f"{name} has a slot in the mirror of {replica.worker_id} for nobody" for name in resident - known]
             missing = replica.requests.keys() - resident
             found += [f"{name} is on {replica.worker_id} without a slot in its mirror" for name in missing]

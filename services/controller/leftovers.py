@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 from scheduling.types import Admission
 from services.controller.best_effort import BestEffortQueue
-from services.controller.planner import PER_DECISION, Planner, mirror_of
+from services.controller.planner import PER_DECISION, Planner, next_due_s
 from services.controller.replica import Replica
 from services.controller.replicas import ReplicaManager
 from services.controller.request import LiveRequest
+from services.controller.targets import Target, mirror_of, targets
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
@@ -28,7 +29,7 @@ class Leftovers:
         queue: BestEffortQueue,
         weights: Callable[[], dict[str, float]],
         waiting_per_replica: int,
-        place: Callable[[LiveRequest, Replica, Admission], None],
+        place: Callable[[LiveRequest, Target, Admission], None],
         promoted: Callable[[LiveRequest], None],
     ) -> None:
         """weights: of tenants. waiting_per_replica: requests sent to a replica that it has not started, at most."""
@@ -45,15 +46,20 @@ class Leftovers:
         """Send waiting requests where few of their kind wait."""
         weights = self._weights()
         for model in self._queue.models():
-            replicas = self._replicas.usable(model)
+            choices, _ = targets(self._replicas.usable(model))
             while (request := self._queue.first(model, now_s, weights)) is not None:
-                open_to = [(room, -len(r.requests), r.worker_id, r) for r in replicas if (room := self._room(r)) > 0]
+                open_to = [target for target in choices if self._room(target) > 0]
                 if not open_to:
                     break
-                self._place(request, max(open_to)[-1], Admission.BEST_EFFORT)
+                best = max(open_to, key=lambda target: (self._room(target), -len(target.decode.requests)))
+                self._place(request, best, Admission.BEST_EFFORT)
 
-    def _room(self, replica: Replica) -> int:
-        """How many more best-effort requests this replica may be sent."""
+    def _room(self, target: Target) -> int:
+        """How many more best-effort requests may be sent there."""
+        room = self._room_on(target.decode)
+        return room if target.prefill is None else min(room, self._room_on(target.prefill))
+
+    def _room_on(self, replica: Replica) -> int:
         mirror = mirror_of(replica)
         table = mirror.table
         not_started = int((table.active & ~table.standard & (table.context == 0)).sum())
@@ -93,8 +99,8 @@ class Leftovers:
                     self._promoted(request)
         _back_off(requests, now_s)
 
-    def _place_promised(self, request: LiveRequest, replica: Replica) -> None:
-        self._place(request, replica, Admission.STANDARD)
+    def _place_promised(self, request: LiveRequest, target: Target) -> None:
+        self._place(request, target, Admission.STANDARD)
 
     def _retry_resident(self, replica: Replica, requests: list[LiveRequest], now_s: float) -> None:
         for request in self._planner.promotable(requests, replica):
@@ -105,24 +111,26 @@ class Leftovers:
         _back_off(requests, now_s)
 
 
-def next_due_s(request: LiveRequest) -> float:
+def client_due_s(request: LiveRequest) -> float:
     """When the client is owed the next token, as far as the controller keeps it."""
-    return request.next_due_s if request.output and request.next_due_s is not None else request.first_due_s
+    return next_due_s(request, request.first_due_s)
 
 
 def _due(requests: Sequence[LiveRequest], now_s: float) -> list[LiveRequest]:
     """Those whose turn it is to be asked for again."""
-    return heapq.nsmallest(PER_DECISION, (r for r in requests if r.retry_at_s <= now_s), key=next_due_s)
+    return heapq.nsmallest(PER_DECISION, (r for r in requests if r.retry_at_s <= now_s), key=client_due_s)
 
 
 def _hope(request: LiveRequest, now_s: float) -> bool:
     """A best-effort request that has missed nothing yet may still be promised everything."""
     if request.late or request.admission is not Admission.BEST_EFFORT:
         return False
+    if request.prefill_replica and not request.prefilled_s:
+        return False  # half of it is elsewhere
     if request.replica and request.output:
         return True  # its replica's mirror knows when the next token is due
     alone_s = 0.0 if request.replica else request.zero_load_s
-    return next_due_s(request) > now_s + alone_s
+    return client_due_s(request) > now_s + alone_s
 
 
 def _back_off(requests: Sequence[LiveRequest], now_s: float) -> None:

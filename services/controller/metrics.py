@@ -82,6 +82,12 @@ class Metrics:
         self.kv_recomputed = Counter(
             "slos:kv_transfers_recomputed", "Failed KV transfers whose prompt was recomputed.", registry=registry
         )
+        self.kv_transfer = Histogram(
+            "slos:kv_transfer_seconds",
+            "From the end of a prefill to the step on another worker that used its KV.",
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0),
+            registry=registry,
+        )
         self.step_error = Histogram(
             "slos:step_time_error_ratio",
             "Measured over predicted duration of engine steps.",

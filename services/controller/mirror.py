@@ -70,8 +70,11 @@ class ReplicaMirror:
         if self.prefixes is not None:
             self.prefixes.add(block_chain(request.tokens()[:-1], self.limits.block_size), self.free_blocks)
 
-    def add(self, request: LiveRequest, first_due_s: float, next_due_s: float | None) -> None:
-        """Enter a request that is being submitted; due times are those the engine is given."""
+    def add(self, request: LiveRequest, first_due_s: float, arrives: bool = False) -> None:
+        """Enter a request that is being submitted; first_due_s is the due time that the engine is given.
+
+        arrives: the KV of the prompt comes from another worker; only its last token is computed here.
+        """
         thinking_tpot_s = request.slo.thinking_tpot_s
         thinking = thinking_tpot_s is not None and not request.thinking_done
         tokens = request.prompt_tokens + len(request.output)
@@ -82,11 +85,27 @@ class ReplicaMirror:
             tpot_s=thinking_tpot_s if thinking and thinking_tpot_s is not None else request.slo.tpot_s,
             standard=request.admission is Admission.STANDARD,
             generated=len(request.output),
-            prefill_remaining=tokens - self.cached_tokens(request),
-            next_deadline_s=next_due_s,
+            prefill_remaining=1 if arrives else tokens - self.cached_tokens(request),
+            context=tokens - 1 if arrives else 0,
+            next_deadline_s=request.next_due_s,
             answer_tpot_s=request.slo.tpot_s,
             remaining_output=max(1, request.expected_output_tokens - len(request.output)),
             max_remaining_output=max(1, request.max_output_tokens - len(request.output)),
+            value=request.value,
+            arrival_s=request.arrival_s,
+        )
+
+    def add_prefill(self, request: LiveRequest, name: str, first_due_s: float) -> None:
+        """Enter the half of a request that computes its prompt for another worker."""
+        tokens = request.prompt_tokens + len(request.output)
+        self.table.add(
+            name,
+            prompt_tokens=tokens,
+            prefill_deadline_s=first_due_s,
+            tpot_s=request.slo.tpot_s,
+            standard=request.admission is Admission.STANDARD,
+            prefill_remaining=tokens - self.cached_tokens(request),
+            remaining_output=1,
             value=request.value,
             arrival_s=request.arrival_s,
         )

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from scheduling.pairs import decide_pair, next_step_s
 from scheduling.policy import Policy
 from scheduling.promotion import promote
 from scheduling.types import AdmissionDecision, Candidate
-from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
+from services.controller.targets import Target, mirror_of, targets
+from services.controller.transfers import TransferTimes
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class Planner:
     def __init__(self, policy: Policy, relay_s: Callable[[], float]) -> None:
         """relay_s: time between engine and client, taken off deadlines."""
         self.policy = policy
+        self.transfers = TransferTimes()
         self._relay_s = relay_s
 
     def engine_due_s(self, request: LiveRequest) -> float:
@@ -37,13 +40,16 @@ class Planner:
         self,
         requests: Sequence[LiveRequest],
         replicas: Sequence[Replica],
-        place: Callable[[LiveRequest, Replica], None],
+        place: Callable[[LiveRequest, Target], None],
     ) -> list[tuple[LiveRequest, str]]:
-        """Place those that a replica can promise; return the others with the reason of the last one asked."""
+        """Place those that can be promised; return the others with the reason of the last target asked."""
         now_s = time.monotonic()
-        views = [mirror_of(replica).view(requests) for replica in replicas]
+        ordered, last = targets(replicas)
+        views = [mirror_of(target.first).view(requests) for target in ordered]
+        all_targets = ordered + last
+        last_hops = range(len(ordered), len(all_targets))
         hops = {
-            request.request_id: deque(self.policy.routing.order(now_s, self._candidate(request), views))
+            request.request_id: deque((*self.policy.routing.order(now_s, self._candidate(request), views), *last_hops))
             for request in requests
         }
         reasons = {request.request_id: "no replica was asked" for request in requests}
@@ -57,21 +63,31 @@ class Planner:
                     declined.append((request, reasons[request.request_id]))
             asking = []
             for index, group in groups.items():
-                decision = self._decide(group, replicas[index], now_s)
+                decision = self._decide(group, all_targets[index], now_s)
                 accepted = set(decision.accepted)
                 for request in group:
                     if request.wire_id in accepted:
-                        place(request, replicas[index])
+                        place(request, all_targets[index])
                     else:
                         reasons[request.request_id] = decision.declined.get(request.wire_id, "the plan left it out")
                         asking.append(request)
         return declined
 
-    def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Replica:
+    def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Target:
         """Where routing would send a request that is promised whatever the plan says."""
-        views = [mirror_of(replica).view([request]) for replica in replicas]
+        ordered, _ = targets(replicas)
+        views = [mirror_of(target.first).view([request]) for target in ordered]
         order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
-        return replicas[order[0]] if order else min(replicas, key=lambda replica: len(replica.requests))
+        return ordered[order[0]] if order else min(ordered, key=lambda target: len(target.decode.requests))
+
+    def prefill_due_s(self, request: LiveRequest, target: Target) -> float:
+        """When the prefill half of a hand-over must be done, so that the other half has the first token in time."""
+        assert target.prefill is not None
+        tokens = request.prompt_tokens + len(request.output)
+        transfer_s = self.transfers.model(target.prefill.worker_id, target.decode.worker_id).duration_s(tokens)
+        return (
+            next_due_s(request, self.engine_due_s(request)) - transfer_s - next_step_s(mirror_of(target.decode).view())
+        )
 
     def promotable(self, requests: Sequence[LiveRequest], replica: Replica) -> list[LiveRequest]:
         """Best-effort requests on this replica that it can promise now."""
@@ -93,32 +109,38 @@ class Planner:
         accepted = set(decision.accepted)
         found = [request for request in requests if request.wire_id in accepted]
         for request in found:
-            request.explain = _explanation(request, replica, decision, now_s)
+            request.explain = _explanation(request, Target(replica), decision, now_s)
         return found
 
-    def _decide(self, group: Sequence[LiveRequest], replica: Replica, now_s: float) -> AdmissionDecision:
-        mirror = mirror_of(replica)
-        candidates = [self._candidate(request, mirror.cached_tokens(request)) for request in group]
+    def _decide(self, group: Sequence[LiveRequest], target: Target, now_s: float) -> AdmissionDecision:
+        candidates = [self._candidate(request, mirror_of(target.first).cached_tokens(request)) for request in group]
         try:
-            decision = self.policy.admission.decide(
-                now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates
-            )
+            decision = self._plan(group, candidates, target, now_s)
         except Exception as error:  # a policy that fails must cost promises, never requests
             log.exception("policy %s failed", self.policy.name)
             reason = f"policy {self.policy.name} failed ({error!r}); see the controller's log"
             decision = AdmissionDecision((), {candidate.request_id: reason for candidate in candidates})
         for request in group:
-            request.explain = _explanation(request, replica, decision, now_s)
+            request.explain = _explanation(request, target, decision, now_s)
         return decision
+
+    def _plan(
+        self, group: Sequence[LiveRequest], candidates: Sequence[Candidate], target: Target, now_s: float
+    ) -> AdmissionDecision:
+        admission = self.policy.admission
+        if target.prefill is None:
+            mirror = mirror_of(target.decode)
+            return admission.decide(now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates)
+        transfer = self.transfers.model(target.prefill.worker_id, target.decode.worker_id)
+        prefill, decode = mirror_of(target.prefill).view(group), mirror_of(target.decode).view()
+        return decide_pair(now_s, prefill, decode, transfer, admission, candidates)
 
     def _candidate(self, request: LiveRequest, cached_tokens: int = 0) -> Candidate:
         """Return the request as the planner sees it; its first token is the next one that is due.
 
         cached_tokens: what the replica that is asked has in its prefix cache.
         """
-        due_s = self.engine_due_s(request)
-        if request.output and request.next_due_s is not None:
-            due_s = request.next_due_s
+        due_s = next_due_s(request, self.engine_due_s(request))
         slo = request.slo
         thinking = slo.thinking_tpot_s if not request.thinking_done else None
         return Candidate(
@@ -136,11 +158,9 @@ class Planner:
         )
 
 
-def _explanation(
-    request: LiveRequest, replica: Replica, decision: AdmissionDecision, now_s: float
-) -> dict[str, object]:
+def _explanation(request: LiveRequest, target: Target, decision: AdmissionDecision, now_s: float) -> dict[str, object]:
     return {
-        "replica": replica.worker_id,
+        "replica": str(target),
         "accepted": request.wire_id in decision.accepted,
         "reason": decision.declined.get(request.wire_id, ""),
         "decided_after_s": now_s - request.arrival_s,
@@ -148,7 +168,6 @@ def _explanation(
     }
 
 
-def mirror_of(replica: Replica) -> ReplicaMirror:
-    """Mirror of a replica that takes work."""
-    assert replica.mirror is not None, "only usable replicas are asked, and they have a mirror"
-    return replica.mirror
+def next_due_s(request: LiveRequest, first_due_s: float) -> float:
+    """When the next token is due: the one it resumes with, or the first."""
+    return request.next_due_s if request.output and request.next_due_s is not None else first_due_s

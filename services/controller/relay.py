@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from protos.slos.v1 import client_pb2, worker_pb2
 from scheduling.types import Admission
+from services.controller.metrics import Metrics
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
 
@@ -42,13 +43,15 @@ class Relay:
         self,
         remaining: Callable[[LiveRequest], int],
         touched: Callable[[LiveRequest], None],
-        relegated: Callable[[], None],
+        transferred: Callable[[LiveRequest, float], None],
+        metrics: Metrics,
     ) -> None:
         """remaining: a new estimate of the output still to come. touched: told of every request with new tokens.
 
-        relegated: told when an engine takes a promise back.
+        transferred: told of a request whose KV came from another worker, with the seconds that it took.
         """
-        self._relegated = relegated
+        self._transferred = transferred
+        self._metrics = metrics
         self._remaining = remaining
         self._touched = touched
 
@@ -62,16 +65,25 @@ class Relay:
             if request is None:  # taken back; the worker has not confirmed yet
                 mirror.apply(update, ended_s)
             else:
-                self._deliver(replica, request, update, ended_s)
+                self._deliver(replica, request, update, ended_s, step.duration_us / 1e6)
             room = room or bool(update.finish_reason) or update.relegated
         return room
 
-    def _deliver(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
+    def _deliver(
+        self,
+        replica: Replica,
+        request: LiveRequest,
+        update: worker_pb2.RequestStep,
+        ended_s: float,
+        duration_s: float,
+    ) -> None:
         mirror = replica.mirror
         assert mirror is not None
         tokens = update.token_ids
         if tokens and not request.output:
             mirror.prefilled(request, update.cached_tokens)
+            if request.prefilled_s and not request.kv_recomputed:
+                self._transferred(request, ended_s - duration_s - request.prefilled_s)
         end_index = _thinking_end(request, tokens) if tokens else -1
         late = mirror.apply(update, ended_s, end_index)
         request.late = request.late or late
@@ -87,9 +99,13 @@ class Relay:
                 self._text(request, message, update.text)
             if update.logprobs:
                 message.logprobs.extend(update.logprobs)
+        if update.kv_recomputed and not request.kv_recomputed:
+            request.kv_recomputed = True
+            request.note(f"its KV did not arrive: {replica.worker_id} computes the prompt")
+            self._metrics.kv_recomputed.inc()
         if update.relegated and request.admission is Admission.STANDARD:
             request.note(f"relegated on {replica.worker_id}: {RELEGATED}")
-            self._relegated()
+            self._metrics.relegations.inc()
             request.became(Admission.BEST_EFFORT, RELEGATED)
             request.late = True
         if update.finish_reason:

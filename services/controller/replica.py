@@ -12,12 +12,13 @@ from typing import Protocol
 
 import grpc
 
-from protos.slos.v1 import common_pb2, worker_pb2
+from protos.slos.v1 import worker_pb2
 from scheduling.types import Admission
 from services.common.rpc import PROTO_VERSION
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
 from services.controller.request import LiveRequest
+from services.controller.submission import Handover, leg_id, prefill_submission, stamping, submission
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,14 @@ class ReplicaEvents(Protocol):
         """The replica no longer holds these requests, or not all of their tokens; they are no longer placed there."""
         ...
 
+    def prefilled(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
+        """The half that computes a prompt for another worker has ended."""
+        ...
+
+    def prefill_lost(self, replica: Replica, request: LiveRequest, reason: str) -> None:
+        """The half that computes a prompt for another worker will not be done here."""
+        ...
+
     def changed(self, replica: Replica) -> None:
         """State or capacity of the replica changed."""
         ...
@@ -77,6 +86,7 @@ class Replica:
         self.problem = ""
         self.incarnation = ""
         self.requests: dict[str, LiveRequest] = {}
+        self.legs: dict[str, LiveRequest] = {}
         self.leaving: dict[str, float] = {}
         self.last_event = 0
         self.acknowledged = 0
@@ -116,47 +126,24 @@ class Replica:
 
     # ---- commands
 
-    def submit(self, request: LiveRequest, first_due_s: float) -> None:
-        """Place a request here; first_due_s is the due time the engine is given."""
+    def submit(self, request: LiveRequest, first_due_s: float, handover: Handover | None = None) -> None:
+        """Place a request here; first_due_s: due time the engine is given; handover: its KV comes from elsewhere."""
         assert self.mirror is not None
         request.replica = self.worker_id
-        request.submitted_s = time.monotonic()
-        next_due_s = request.next_due_s
-        arrival_s = request.arrival_s
-        command = worker_pb2.Command(submit=self._submission(request))
-
-        def stamp(command: worker_pb2.Command, now_s: float) -> None:
-            submit = command.submit
-            submit.ttft_remaining_us = round((first_due_s - now_s) * 1e6)
-            submit.age_us = round((now_s - arrival_s) * 1e6)
-            if next_due_s is not None:
-                submit.next_token_remaining_us = round((next_due_s - now_s) * 1e6)
-
-        self.mirror.add(request, first_due_s, next_due_s)
+        self.mirror.add(request, first_due_s, arrives=handover is not None)
         self.requests[request.wire_id] = request
-        self.link.send(command, stamp)
+        command = worker_pb2.Command(submit=submission(request, handover))
+        self.link.send(command, stamping(first_due_s, request.next_due_s, request.arrival_s))
 
-    @staticmethod
-    def _submission(request: LiveRequest) -> worker_pb2.Submit:
-        standard = request.admission is Admission.STANDARD
-        submit = worker_pb2.Submit(
-            request_id=request.wire_id,
-            token_ids=request.tokens(),
-            prompt_tokens=request.prompt_tokens,
-            sampling=request.sampling,
-            admission=common_pb2.ADMISSION_STANDARD if standard else common_pb2.ADMISSION_BEST_EFFORT,
-            tpot_us=round(request.slo.tpot_s * 1e6),
-            thinking_tpot_us=round((request.slo.thinking_tpot_s or 0.0) * 1e6),
-            expected_output_tokens=request.expected_output_tokens,
-            value=request.value,
-            slo_class=request.slo_class,
-            session_id=request.call.session_id,
-            thinking_done=request.thinking_done,
-            text_chars=request.text_chars,
-        )
-        if request.slo.thinking_tpot_s is not None and request.thinking_end_token_id is not None:
-            submit.thinking_end_token_id = request.thinking_end_token_id
-        return submit
+    def submit_prefill(self, request: LiveRequest, first_due_s: float, handover: Handover) -> None:
+        """Let this worker compute a request's prompt for another one."""
+        assert self.mirror is not None
+        name = leg_id(request)
+        request.prefill_replica = self.worker_id
+        self.mirror.add_prefill(request, name, first_due_s)
+        self.legs[name] = request
+        command = worker_pb2.Command(submit=prefill_submission(request, handover))
+        self.link.send(command, stamping(first_due_s, None, request.arrival_s))
 
     def promote(self, request: LiveRequest, first_due_s: float) -> None:
         """Make a best-effort request that is placed here standard."""
@@ -175,6 +162,11 @@ class Replica:
         """Take a request back; its place stays counted until the worker confirms."""
         if self.requests.pop(request.wire_id, None) is not None:
             self._take_back(request.wire_id)
+
+    def cancel_prefill(self, request: LiveRequest) -> None:
+        """Take back the half of a request that computes its prompt; one that is done is ignored."""
+        if self.legs.pop(leg_id(request), None) is not None:
+            self._take_back(leg_id(request))
 
     def _take_back(self, wire_id: str) -> None:
         self.leaving[wire_id] = time.monotonic()
@@ -242,10 +234,11 @@ class Replica:
         self.incarnation = welcome.incarnation
         self.info = info
         held = set(welcome.request_ids)
-        self._missing = self.requests.keys() - held
+        ours = self.requests.keys() | self.legs.keys()
+        self._missing = ours - held
         for wire_id in self.leaving.keys() - held:
             self._gone(wire_id)
-        for wire_id in held - self.requests.keys():
+        for wire_id in held - ours:
             self._take_back(wire_id)
         if self.draining and not info.draining:
             self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=True)))
@@ -257,6 +250,8 @@ class Replica:
         """Open for new work, and give up on requests whose submission was lost with the old connection."""
         self._replaying = self._strange_replay = False
         lost = [self.requests.pop(wire_id) for wire_id in self._missing if wire_id in self.requests]
+        for wire_id in self._missing & self.legs.keys():
+            self._drop_leg(wire_id, "the connection broke before the worker had it")
         self._missing = set()
         if lost:
             for request in lost:
@@ -349,11 +344,24 @@ class Replica:
             self._missing.discard(update.request_id)
         self._events.stepped(self, step, ended_s)
         for update in step.requests:
-            if update.finish_reason:
-                self.requests.pop(update.request_id, None)
-                self._gone(update.request_id)
+            if not update.finish_reason:
+                continue
+            self.requests.pop(update.request_id, None)
+            leg = self.legs.pop(update.request_id, None)
+            if leg is not None:
+                self._events.prefilled(self, leg, update, ended_s)
+            self._gone(update.request_id)
+
+    def _drop_leg(self, wire_id: str, reason: str) -> None:
+        request = self.legs.pop(wire_id)
+        request.prefill_replica = ""
+        self._gone(wire_id)
+        self._events.prefill_lost(self, request, reason)
 
     def _rejected(self, rejected: worker_pb2.Rejected) -> None:
+        if rejected.request_id in self.legs:
+            self._drop_leg(rejected.request_id, rejected.reason)
+            return
         request = self.requests.pop(rejected.request_id, None)
         self._gone(rejected.request_id)
         if request is not None:
@@ -366,6 +374,9 @@ class Replica:
 
     def _displace_all(self, reason: str) -> None:
         requests = list(self.requests.values())
+        for wire_id in list(self.legs):
+            self._drop_leg(wire_id, reason)
+            self._take_back(wire_id)
         for request in requests:
             if self.mirror is not None:
                 request.next_due_s = self.mirror.next_due_s(request.wire_id)

@@ -78,8 +78,9 @@ class LiveRequest:
     and the window. zero_load_s: prefill time of the prompt on an idle engine. epoch: number of the current
     submission; wire_id names it on workers, so that events of an earlier submission can never be taken for events of
     this one. attempts: submissions that have failed. late: a token has missed its due time. answered: admission has
-    decided once. told: the client has had a message. next_due_s: when the next token is due, known when it resumes.
-    Times are monotonic.
+    decided once. told: the client has had a message. replica: the worker that produces its tokens; prefill_replica:
+    the one that computes its prompt for it; prefilled_s: when that was done, 0 before. next_due_s: when the next token
+    is due, known when it resumes. Times are monotonic.
     """
 
     request_id: str
@@ -100,6 +101,9 @@ class LiveRequest:
     reason: str = ""
     promised: bool = False
     replica: str = ""
+    prefill_replica: str = ""
+    prefilled_s: float = 0.0
+    kv_recomputed: bool = False
     epoch: int = 0
     attempts: int = 0
     output: list[int] = field(default_factory=list)
@@ -113,7 +117,6 @@ class LiveRequest:
     error: str = ""
     outcome: common_pb2.Outcome | None = None
     finished_s: float = 0.0
-    submitted_s: float = 0.0
     displaced_s: float = 0.0
     retry_at_s: float = 0.0
     answered: bool = False

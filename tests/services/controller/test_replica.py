@@ -12,7 +12,9 @@ import pytest
 
 from protos.slos.v1 import common_pb2, worker_pb2
 from scheduling.types import Admission
+from services.common.metrics import CollectorRegistry
 from services.controller.link import LinkTimes
+from services.controller.metrics import Metrics
 from services.controller.relay import Relay
 from services.controller.replica import Replica, ReplicaState
 from services.controller.request import LiveRequest
@@ -28,7 +30,9 @@ class Record:
     def __init__(self) -> None:
         self.displacements: list[tuple[str, str]] = []
         self.rejections: list[str] = []
-        self.relay = Relay(lambda _: 10, lambda _: None, lambda: None)
+        self.prefilled_ids: list[str] = []
+        self.lost_prefills: list[str] = []
+        self.relay = Relay(lambda _: 10, lambda _: None, lambda *_: None, Metrics(CollectorRegistry()))
 
     def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
         self.relay.stepped(replica, step, ended_s)
@@ -38,6 +42,12 @@ class Record:
 
     def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
         self.displacements += [(request.wire_id, reason) for request in requests]
+
+    def prefilled(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
+        self.prefilled_ids.append(update.request_id)
+
+    def prefill_lost(self, replica: Replica, request: LiveRequest, reason: str) -> None:
+        self.lost_prefills.append(reason)
 
     def changed(self, replica: Replica) -> None:
         pass
