@@ -16,7 +16,9 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PROBE_S = 0.05
 
-_RECORD = re.compile(r"\S+ (INFO|WARNING|ERROR) \S+ (services|engine)\.[\w.]+: (?P<text>.*?)( vllm_process_name=\S+.*)?$")
+_RECORD = re.compile(
+    r"\S+ (INFO|WARNING|ERROR) \S+ (services|engine)\.[\w.]+: (?P<text>.*?)( vllm_process_name=\S+.*)?$"
+)
 _libc = ctypes.CDLL(None)
 
 
