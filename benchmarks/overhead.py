@@ -142,7 +142,8 @@ def _order(number: int) -> tuple[str, str]:
     return ("direct", "cluster") if number % 2 == 0 else ("cluster", "direct")
 
 
-async def _both(grpc_address: str, config: VllmConfig, given: argparse.Namespace) -> dict[str, Any]:
+async def both(grpc_address: str, config: VllmConfig, given: argparse.Namespace) -> dict[str, Any]:
+    """Compare the cluster at this address with an engine of our own."""
     direct = DirectVllm(config)
     await direct.start()
     try:
@@ -167,7 +168,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         tempfile.TemporaryDirectory(prefix="slos-overhead-") as folder,
         own_cluster(Path(folder), [*policy_arguments(given.policy), *profile], model) as cluster,
     ):
-        result = asyncio.run(_both(cluster.grpc_address, config, given))
+        result = asyncio.run(both(cluster.grpc_address, config, given))
     settings = {
         "policy": given.policy,
         "engine_cores": cores,

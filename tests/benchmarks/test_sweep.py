@@ -1,0 +1,35 @@
+"""A whole sweep with emulated engines, through slosctl: every policy and rate is in the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import render
+
+
+@pytest.mark.timeout(300)
+def test_bench_slo_compares_both_policies_on_the_same_requests(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "slo.json"
+    command = [sys.executable, "-m", "cli.main", "bench", "slo", "--engine", "emulated", "--rates", "2", "--quick"]
+    command += ["--duration", "3", "--out", str(out)]
+    environment = {**os.environ, "SLOS_MODEL_DIR": str(model_folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = json.loads(out.read_text())
+    ours, stock = whole["result"]["rows"]
+    assert (ours["policy"], stock["policy"]) == ("slos", "vllm")
+    totals = [next(c for c in row["classes"] if c["application"] == "all") for row in (ours, stock)]
+    assert totals[0]["sessions"] == totals[1]["sessions"] > 0
+    assert totals[0]["output_tokens"] == totals[1]["output_tokens"]
+    # vLLM's scheduler admits everything; what it is told is a promise like any other.
+    assert totals[1]["promised"] == totals[1]["requests"]
+    assert ours["margin"] >= 1.0
+    assert ours["step_time_measured_over_predicted"]["p50"] > 0
+    assert "emulated" in render.section(whole)
+    assert "precision" in done.stdout
