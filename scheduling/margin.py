@@ -20,6 +20,7 @@ MIN_SAMPLES = 30
 RISKY_STEPS = 20.0
 """Steps of one request that end near a deadline; measured on random workloads, where most steps have slack."""
 MAX_MARGIN = 2.0
+RECOMPUTE_STEPS = 50
 DRIFT_SAMPLES = 200
 _BOUNDS = (256.0, 1024.0)
 
@@ -46,6 +47,8 @@ class MarginEstimator:
         self._ratios: dict[str, deque[float]] = {}
         self._recent: deque[float] = deque(maxlen=DRIFT_SAMPLES)
         self._boost = 0.0
+        self._learned = 0.0
+        self._stale = 0
 
     def observe_step(self, model: TimeModel, shape: BatchShape, seconds: float) -> None:
         """Learn from one step."""
@@ -55,6 +58,7 @@ class MarginEstimator:
         ratio = seconds / predicted_s
         self._ratios.setdefault(bucket(shape), deque(maxlen=WINDOW)).append(ratio)
         self._recent.append(ratio)
+        self._stale += 1
 
     def observe_promise(self, kept: bool) -> None:
         """Learn from the end of a promised request: the boost settles where the target share is kept."""
@@ -66,10 +70,12 @@ class MarginEstimator:
         """Return the factor on predicted times: the largest over the kinds of batches that make up 2 % of steps."""
         total = sum(len(ratios) for ratios in self._ratios.values())
         if total < MIN_SAMPLES:
-            return self._initial + self._boost
-        enough = max(MIN_SAMPLES, 0.02 * total)
-        margins = [self._quantile(ratios) for ratios in self._ratios.values() if len(ratios) >= enough]
-        return min(max([1.0, *margins]) + self._boost, MAX_MARGIN)
+            return min(self._initial + self._boost, MAX_MARGIN)
+        if self._learned == 0.0 or self._stale >= RECOMPUTE_STEPS:
+            enough = max(MIN_SAMPLES, 0.02 * total)
+            margins = [self._quantile(ratios) for ratios in self._ratios.values() if len(ratios) >= enough]
+            self._learned, self._stale = max([1.0, *margins]), 0
+        return min(self._learned + self._boost, MAX_MARGIN)
 
     def drift(self) -> float | None:
         """Median of measured / predicted over the last steps; None before there are enough.

@@ -97,10 +97,11 @@ def plan_paper_step(
         ints, floats, flags, used, relegated, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
+    spec_of = np.ones(used, np.int64)
     decodes, prefills, time = fill_best_effort(
         ints, floats, flags, used, relegated, now, end, lines, settings, max_tokens, max_requests, free,
         block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
-        np.ones(used, np.int64), decodes + prefills == 0,
+        spec_of, decodes + prefills == 0,
     )  # fmt: skip
     return (
         decode_slots[:decodes],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, commit_batch
-from scheduling.kernels.filler import fill_best_effort
+from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import extra_blocks, make_room
 from scheduling.kernels.promised import choose_batch, keep_promised
@@ -115,8 +115,8 @@ def plan_step(
                 np.zeros(n, np.bool_), np.zeros(m), load,
             )  # fmt: skip
             if verdict != FEASIBLE:
-                decodes, prefills, longer = base_decodes, base_prefills, time
-        time = max(longer, time)
+                decodes, prefills = base_decodes, base_prefills
+    time = batch_load(ints, lines, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, spec_of, load)
     return (
         decode_slots[:decodes],
         spec_of[decode_slots[:decodes]],

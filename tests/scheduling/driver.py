@@ -188,4 +188,3 @@ def grow(table: RequestTable, slot: int, tokens: int, limits: EngineLimits) -> i
     extra = max(0, wanted - int(table.kv_blocks[slot]))
     table.kv_blocks[slot] += extra
     return extra
-
