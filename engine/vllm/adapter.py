@@ -140,6 +140,12 @@ def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> Async
                 seed_detokenizer(state.detokenizer, request.prompt_token_ids[split:], prior["text_chars"])
             await self.engine_core.add_request_async(request)
 
+    args = AsyncEngineArgs(**engine_arguments(config, socket_path))
+    return Llm.from_engine_args(args, usage_context=UsageContext.ENGINE_CONTEXT)
+
+
+def engine_arguments(config: VllmConfig, socket_path: str) -> dict[str, Any]:
+    """Make the arguments of vLLM's AsyncEngineArgs."""
     args: dict[str, Any] = {
         "model": str(config.model_dir),
         "dtype": resolve_dtype(config),
@@ -185,7 +191,7 @@ def make_llm(config: VllmConfig, socket_path: str, on_output: OnOutput) -> Async
             # KV that does not arrive costs a prefill, never a request.
             kv_load_failure_policy="recompute",
         )
-    return Llm.from_engine_args(AsyncEngineArgs(**args), usage_context=UsageContext.ENGINE_CONTEXT)
+    return args
 
 
 async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest) -> None:

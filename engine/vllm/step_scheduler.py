@@ -69,6 +69,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         settings = self.vllm_config.additional_config
         self._residents = Residents(2 * self.max_num_running_reqs, speculates=self.num_spec_tokens > 0)
         self._pool = self.kv_cache_manager.block_pool
+        self._managers = self.kv_cache_manager.coordinator.single_type_managers
         self._limits = EngineLimits(
             max_batch_tokens=self.max_num_scheduled_tokens,
             max_batch_requests=self.max_num_running_reqs,
@@ -179,10 +180,11 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Cap the tokens that vLLM is about to compute for a request; 0 leaves it out of the step."""
-        tokens: int = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if self.num_prefill_lookahead:
+            num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self._allowed is None:
-            return tokens
-        return min(tokens, self._allowed.get(request.request_id, 0))
+            return num_new_tokens
+        return min(num_new_tokens, self._allowed.get(request.request_id, 0))
 
     # Settings.
 
@@ -395,7 +397,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
                 if vllm_id not in running:
                     resident.cached_tokens = context
                     resident.recomputed |= self._load_failed(request, context)
-            residents.sync(resident, self._blocks(vllm_id))
+                residents.sync(resident, self._blocks(vllm_id))
         self._deviations += is_planned and self._planned != output.num_scheduled_tokens
         shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
         if not tokens:
@@ -449,7 +451,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         self._ended_s = ended_s if self.running else None
         self._departed = False
         free_blocks = self._pool.get_num_free_blocks()
-        self._socket.send(
+        self._send(
             StepRecord(
                 step=self._step_number,
                 started_s=step.started_s,
@@ -469,11 +471,14 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             )
         )
 
+    def _send(self, record: StepRecord) -> None:
+        self._socket.send(record)
+
     def _publish_idle(self, started_s: float, ended_s: float) -> None:
         """Tell of requests that came, left or changed without a step."""
         self._departed = False
         self._step_number += 1
-        self._socket.send(
+        self._send(
             StepRecord(
                 step=self._step_number,
                 started_s=started_s,
@@ -507,5 +512,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _blocks(self, vllm_id: str) -> int:
         """KV blocks that a request holds."""
-        managers = self.kv_cache_manager.coordinator.single_type_managers
-        return sum(len(manager.req_to_blocks.get(vllm_id, ())) for manager in managers)
+        held = 0
+        for manager in self._managers:
+            held += len(manager.req_to_blocks.get(vllm_id, ()))
+        return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +79,46 @@ class Thrasher:
         if self.step % 5 == 0 and len(plan.decode_slots) > 1:
             return replace(plan, preempt_slots=plan.decode_slots[:1])
         return plan
+
+
+@dataclass(slots=True)
+class Whims:
+    """Any decodes, any chunks, any evictions; with nonsense, also what contradicts itself, fails or is not there."""
+
+    random: random.Random
+    nonsense: float = 0.0
+
+    def plan(
+        self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
+    ) -> BatchPlan:
+        """Plan one step."""
+        draw = self.random
+        if draw.random() < self.nonsense:
+            if draw.random() < 0.5:
+                raise ValueError("nonsense on purpose")
+            return replace(empty(), prefill_slots=ints([10_000]), prefill_tokens=ints([5]))
+        slots = table.slots().tolist()
+        decodes = [s for s in slots if table.prefill_remaining[s] == 0 and draw.random() < 0.7]
+        waiting = [s for s in slots if table.prefill_remaining[s] > 0 and draw.random() < 0.7]
+        draw.shuffle(waiting)
+        budget = limits.max_batch_tokens - len(decodes)
+        resident = int((table.kv_blocks[slots] > 0).sum())
+        chunks, prefills = [], []
+        for slot in waiting:
+            starts = table.kv_blocks[slot] == 0
+            chunk = min(draw.choice((1, 3, 16, 50, 1000)), int(table.prefill_remaining[slot]), budget)
+            if chunk > 0 and not (starts and resident >= limits.max_batch_requests):
+                resident += bool(starts)
+                budget -= chunk
+                prefills.append(slot)
+                chunks.append(chunk)
+        evicted = [s for s in slots if table.kv_blocks[s] > 0 and draw.random() < 0.05]
+        if not self.nonsense:
+            evicted = [s for s in evicted if s not in decodes and s not in prefills]
+        relegated = [s for s in slots if table.standard[s] and draw.random() < 0.05]
+        return BatchPlan(
+            ints(decodes), ints([1] * len(decodes)), ints(prefills), ints(chunks), ints(evicted), ints(relegated), 0.01
+        )
 
 
 @dataclass(frozen=True, slots=True)

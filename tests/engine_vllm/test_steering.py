@@ -1,0 +1,118 @@
+"""The step scheduler over vLLM's real queues and blocks, without a model: plans of every kind, thousands of steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.vllm.config import VllmConfig
+from tests.engine_vllm.bare_scheduler import BareScheduler
+from tests.engine_vllm.odd_policies import Whims
+
+pytestmark = pytest.mark.real_engine
+
+BLOCK = 16
+STEP_LIMIT = 3000
+
+
+def build(folder: Path, blocks: int) -> BareScheduler:
+    """Scheduler of a small engine."""
+    config = VllmConfig(
+        model_dir=folder, max_model_len=512, max_num_batched_tokens=128, max_num_seqs=8, policy="vllm-v1"
+    )
+    return BareScheduler(config, blocks=blocks + 1, block_size=BLOCK)
+
+
+@pytest.fixture(scope="module")
+def ample(model_folder: Path) -> Iterator[BareScheduler]:
+    """With KV for everything."""
+    bare = build(model_folder, blocks=400)
+    yield bare
+    bare.close()
+
+
+@pytest.fixture(scope="module")
+def scarce(model_folder: Path) -> Iterator[BareScheduler]:
+    """With KV for about two requests: vLLM evicts by itself too."""
+    bare = build(model_folder, blocks=40)
+    yield bare
+    bare.close()
+
+
+def play(bare: BareScheduler, draw: random.Random, requests: int, *, share_prefix: bool) -> dict[str, int]:
+    """Let requests come, be cancelled and finish under the policy; returns the outputs asked of those that stayed."""
+    prefix = [draw.randrange(3, 40_000) for _ in range(64)]
+    asked: dict[str, int] = {}
+    coming = [f"q{draw.randrange(10**9)}-{n}" for n in range(requests)]
+    steps = 0
+    while coming or bare.scheduler.requests:
+        steps += 1
+        assert steps < STEP_LIMIT, "requests are stuck"
+        if coming and (draw.random() < 0.3 or not bare.scheduler.requests):
+            name, size = coming.pop(), draw.choice((1, 5, 40, 120, 300))
+            tokens = (prefix if share_prefix and draw.random() < 0.5 else []) + [
+                draw.randrange(3, 40_000) for _ in range(size)
+            ]
+            asked[name] = draw.choice((1, 2, 9, 30))
+            bare.add(name, tokens, asked[name], standard=draw.random() < 0.5)
+        running = [name for name in asked if name not in bare.finished]
+        if running and draw.random() < 0.02:
+            bare.abort(gone := draw.choice(running))
+            del asked[gone]
+            bare.outputs.pop(gone)
+        work = bool(bare.scheduler.requests)
+        scheduled = bare.step()
+        assert scheduled.total_num_scheduled_tokens > 0 or not work, "an empty step while there is work"
+        bare.scheduler.check()
+    return asked
+
+
+def assert_all_done(bare: BareScheduler, asked: dict[str, int]) -> None:
+    """Every request has the tokens it asked for, and all KV is free."""
+    for name, outputs in asked.items():
+        assert len(bare.outputs[name]) == outputs
+        assert bare.finished[name].name == "LENGTH"
+    bare.step()
+    assert bare.free_blocks == bare.scheduler._limits.total_blocks
+    produced: dict[str, int] = {}
+    for record in bare.records:
+        for request in record.requests:
+            produced[request.request_id] = produced.get(request.request_id, 0) + len(request.tokens)
+            assert request.produced == produced[request.request_id]
+    for name, outputs in asked.items():
+        assert produced[name] == outputs
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), share_prefix=st.booleans())
+def test_what_is_planned_is_what_runs(ample: BareScheduler, seed: int, share_prefix: bool) -> None:
+    """With memory for all, every plan of any shape runs to the token; only what was evicted in it does not."""
+    draw = random.Random(seed)
+    policy = Whims(draw)
+    ample.scheduler.use(policy)
+    ample.records.clear()
+    deviations = ample.scheduler._deviations
+    asked = play(ample, draw, requests=draw.randrange(1, 14), share_prefix=share_prefix)
+    for record in ample.records:
+        if not record.stock and record.batch_tokens:
+            for request in record.requests:
+                assert request.scheduled_tokens == request.planned_tokens
+    assert ample.scheduler._deviations == deviations
+    assert_all_done(ample, asked)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), nonsense=st.sampled_from([0.0, 0.3]))
+def test_nothing_is_lost_when_memory_is_short(scarce: BareScheduler, seed: int, nonsense: float) -> None:
+    """vLLM evicts, the policy evicts, some plans are nonsense: all requests end with their tokens all the same."""
+    draw = random.Random(seed)
+    scarce.scheduler.use(Whims(draw, nonsense))
+    scarce.records.clear()
+    asked = play(scarce, draw, requests=draw.randrange(1, 10), share_prefix=True)
+    assert_all_done(scarce, asked)
+    assert max(r.batch_tokens for r in scarce.records) <= 128
