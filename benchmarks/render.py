@@ -107,7 +107,26 @@ def validity(result: dict[str, Any]) -> str:
     return f"Bounds: attainment within {points:g} points, medians within {share:.0%}.\n\n{_table(head, rows)}"
 
 
+def planner(result: dict[str, Any]) -> str:
+    """The figures that have a target, then every admission decision and step plan."""
+    goals = []
+    for name, found in result["targets"].items():
+        reached = "yes" if found["p99_ms"] < found["target_ms"] else "no"
+        goals.append((name, f"{found['p99_ms']:.3f}", f"{found['target_ms']:g}", reached))
+    rows = [
+        (section, name, str(found["n"]), *(f"{found[key]:.3f}" for key in ("p50_ms", "p99_ms", "max_ms")))
+        for section, figures in result.items()
+        if section == "step" or section.startswith(("admission ", "place "))
+        for name, found in figures.items()
+    ]
+    return (
+        f"{_table(('what', 'p99, ms', 'goal, ms', 'reached'), goals)}\n\nAll of them:\n\n"
+        f"{_table(('what', 'case', 'decisions', 'p50, ms', 'p99, ms', 'max, ms'), rows)}"
+    )
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "planner": planner,
     "overhead": overhead,
     "slo": sweep,
     "policies": sweep,

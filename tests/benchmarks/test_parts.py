@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import all as every
 from benchmarks import common, overhead, policies, prometheus, render, sweep, validity
 from loadtest.records import Record
 from scheduling.time_model import TimeModel
@@ -178,6 +179,32 @@ def test_the_page_is_filled_between_the_markers_and_twice_is_once() -> None:
     assert render.render(filled, {"overhead": envelope("overhead", result)}) == filled
     with pytest.raises(ValueError, match="begin overhead"):
         render.render("no markers", {"overhead": envelope("overhead", result)})
+
+
+def test_every_benchmark_that_all_runs_has_a_place_and_a_form_on_the_page() -> None:
+    page = render.DOCUMENT.read_text()
+    for name in every.NAMES:
+        assert name in render.RENDERERS
+        assert f"<!-- begin {name} -->" in page
+
+
+def test_the_planners_goals_are_compared_with_what_was_measured() -> None:
+    times = {"n": 300, "p50_ms": 1.0, "p99_ms": 4.5, "max_ms": 9.0}
+    result: dict[str, object] = {
+        "machine": "x86_64",
+        "quick": False,
+        "admission slos": {"4 tiers, 100+10": {**times, "accepted_mean": 7.0, "labels_max": 9.0}},
+        "step": {"64": times},
+        "labels": {"share_of_unlimited": 1.0, "bursts": 10},
+        "targets": {
+            "admission 100+10": {"p99_ms": 4.5, "target_ms": 10.0},
+            "step 64": {"p99_ms": 4.5, "target_ms": 1.0},
+        },
+    }
+    text = render.planner(result)
+    assert "| admission 100+10 | 4.500 | 10 | yes |" in text
+    assert "| step 64 | 4.500 | 1 | no |" in text
+    assert "| admission slos | 4 tiers, 100+10 | 300 | 1.000 | 4.500 | 9.000 |" in text
 
 
 def test_the_documented_numbers_are_those_of_the_stored_results() -> None:
