@@ -130,8 +130,9 @@ def _turn(
         with explained(connection.address):
             for answer in stream:
                 if answer.HasField("promise"):
+                    if promise_text(answer.promise) != promise_text(promise):
+                        _note(settings, promise_text(answer.promise))
                     promise = answer.promise
-                    _note(settings, promise_text(promise))
                 if echo and answer.reasoning_text and not settings.quiet:
                     click.secho(answer.reasoning_text, dim=True, nl=False)
                 if answer.text:

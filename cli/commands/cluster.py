@@ -132,6 +132,8 @@ def _up_detached(timeout_s: float) -> None:
             start_new_session=True,
         )
     deadline_s = time.monotonic() + timeout_s + GRACE_S
+    # Told to end before it serves, this takes back what it has begun.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(Exit.INTERRUPTED)))
     try:
         with log.open() as lines:
             while True:
@@ -150,6 +152,8 @@ def _up_detached(timeout_s: float) -> None:
         process.terminate()
         process.wait(GRACE_S * 3)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _need_model(folder: Path, given: bool) -> None:

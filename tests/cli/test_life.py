@@ -154,6 +154,22 @@ def test_failed_start_says_why_and_leaves_nothing(model_folder: Path, tmp_path: 
     assert not (tmp_path / "redis" / "redis.address").exists()
 
 
+@pytest.mark.timeout(120)
+def test_detached_start_that_is_ended_takes_itself_back(model_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "up", "--detach", *EMULATED, "--model", str(model_folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=environment(tmp_path),
+    )
+    until(lambda: (tmp_path / state.FILE).exists() and recorded(tmp_path)["children"])
+    record = recorded(tmp_path)
+    process.terminate()
+    assert process.wait(WAIT_S) == Exit.INTERRUPTED
+    assert alive([record["pid"], *record["children"].values()]) == []
+    assert not (tmp_path / state.FILE).exists()
+
+
 def _ready(cluster: Cluster) -> set[str]:
     done = run_slosctl(cluster.folder, "status", "--json")
     if done.returncode != 0:
