@@ -49,7 +49,8 @@ def emulated_cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def real_cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One replica of real vLLM behind a controller; shared like emulated_cluster."""
-    running = cluster.start(tmp_path_factory.mktemp("real"), model_folder, "--engine", "vllm")
+    options = ("--engine", "vllm", "--worker-option=--profile-quick")
+    running = cluster.start(tmp_path_factory.mktemp("real"), model_folder, *options)
     try:
         yield running
     finally:
