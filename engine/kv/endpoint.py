@@ -85,10 +85,6 @@ class KvEndpoint:
 
     # producer
 
-    def connect(self, address: str) -> None:
-        """Make the pair with a consumer ahead of its first transfer; returns at once."""
-        self._pair(address)
-
     def offer(self, key: TransferKey, address: str, lease_s: float | None = None) -> None:
         """Announce a transfer to the consumer at address; a higher generation ends the lower ones."""
         transfer = OutgoingTransfer(key, self.layout.layers, lease_s or self.config.lease_s)
