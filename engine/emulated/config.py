@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.kv.config import KvConfig
 from scheduling.registry import DEFAULT_POLICY
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
@@ -21,7 +22,8 @@ class EmulatedConfig:
     time_model: how long steps take. time_noise: standard deviation of a step's relative error. time_scale multiplies
     every duration, so that tests need not wait. accept_rate: chance that one drafted token is right.
     output_mean and output_sigma: log-normal lengths after which the end-of-sequence token comes; thinking_mean the
-    same for the thinking stage. queue_limit: requests held at most, running or waiting.
+    same for the thinking stage. queue_limit: requests held at most, running or waiting. kv_exchange: hand KV over to
+    and from other engines, with blocks of kv_block_bytes bytes, under the name worker_id.
     """
 
     model: str = "emulated"
@@ -45,6 +47,9 @@ class EmulatedConfig:
     output_sigma: float = 0.7
     thinking_mean: float = 150.0
     queue_limit: int = 4096
+    worker_id: str = "emulated"
+    kv_exchange: KvConfig | None = None
+    kv_block_bytes: int = 256
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late; ValueError names the setting."""
@@ -59,6 +64,8 @@ class EmulatedConfig:
             raise ValueError("time_noise must not be negative and time_scale must be positive")
         if self.vocab_size < 16:
             raise ValueError(f"vocab_size must be at least 16, not {self.vocab_size}")
+        if self.kv_block_bytes < 16 or self.kv_block_bytes % 16:
+            raise ValueError(f"kv_block_bytes must be a multiple of 16, not {self.kv_block_bytes}")
         if self.output_mean < 1 or self.thinking_mean < 1:
             raise ValueError("output_mean and thinking_mean must be at least 1 token")
 

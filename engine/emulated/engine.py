@@ -8,18 +8,24 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from engine.emulated.config import EmulatedConfig
 from engine.emulated.core import EmulatedCore
+from engine.kv.config import KvConfig, KvExchangeError
 from engine.protocol import EngineError, EngineInfo, EngineRequest, SamplingSpec, StepEvent, StepSettings
 from scheduling import registry
 from scheduling.policy import BatchPolicy
 from scheduling.time_model import TimeModel
 
+if TYPE_CHECKING:
+    from engine.emulated.exchange import KvExchange
+
 log = logging.getLogger(__name__)
 
 PolicyByName = Callable[[str, float | None], BatchPolicy]
 
+_KV_POLL_S = 0.003
 _UNREAD_STEPS = 256
 _LAG_MADE_UP_S = 0.02
 """Steps follow each other without a gap even when the event loop wakes this much too late."""
@@ -38,12 +44,16 @@ class EmulatedEngine:
         self._wake = asyncio.Event()
         self._steps: asyncio.Queue[StepEvent | EngineError | None] = asyncio.Queue(_UNREAD_STEPS)
         self._failure = ""
+        self._exchange: KvExchange | None = None
 
     async def start(self) -> EngineInfo:
         """Begin to step; EngineError when the policy is unknown."""
         config = self._config
         if self._loop_task is None:
-            self._core = EmulatedCore(config, await self._find_policy(config.policy, None))
+            policy = await self._find_policy(config.policy, None)
+            if config.kv_exchange is not None:
+                self._exchange = await asyncio.to_thread(_open_exchange, config, config.kv_exchange)
+            self._core = EmulatedCore(config, policy, self._exchange)
             self._loop_task = asyncio.create_task(self._run(self._core), name="emulated engine")
         return EngineInfo(
             model=config.model,
@@ -56,6 +66,7 @@ class EmulatedEngine:
             emulated=True,
             max_spec_tokens=config.max_spec_tokens,
             prefix_caching=config.prefix_caching,
+            kv_address=self._exchange.address if self._exchange else "",
         )
 
     async def submit(self, request: EngineRequest) -> None:
@@ -118,6 +129,8 @@ class EmulatedEngine:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        if self._exchange is not None:
+            await asyncio.to_thread(self._exchange.close)
         self._failure = self._failure or "the engine was closed"
         self._end_with(None)
 
@@ -131,33 +144,35 @@ class EmulatedEngine:
             self._end_with(EngineError(self._failure))
 
     async def _step_forever(self, core: EmulatedCore) -> None:
-        number, ended_s, busy = 0, 0.0, False
+        number, ended_s, busy, free_said = 0, 0.0, False, core.pool.free
         while True:
             self._wake.clear()
-            dropped = core.drop_cancelled()
-            if not core.live and not dropped:
-                busy = False
-                await self._wake.wait()
-                continue
+            core.exchange_kv()
+            updates = core.drop_cancelled()
             now_s = time.monotonic()
             started_s = ended_s if busy and now_s - ended_s < _LAG_MADE_UP_S else now_s
             batch = core.begin(started_s)
-            updates = dropped
-            duration_s = batch.duration_s if batch else 0.0
-            ended_s = started_s + duration_s
-            if batch:
-                await asyncio.sleep(max(0.0, ended_s - time.monotonic()))
-                updates = updates + core.drop_cancelled() + core.finish(batch, ended_s)
             busy = batch is not None
-            number += 1
+            if batch is not None:
+                ended_s = started_s + batch.duration_s
+                await asyncio.sleep(max(0.0, ended_s - time.monotonic()))
+                updates += core.drop_cancelled() + core.finish(batch, ended_s)
+            elif not updates and core.pool.free == free_said:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KV_POLL_S if core.waits_for_kv else None):
+                        await self._wake.wait()
+                continue
+            else:
+                ended_s = now_s
+            number, free_said = number + 1, core.pool.free
             await self._steps.put(
                 StepEvent(
                     step=number,
                     ended_s=ended_s,
-                    duration_s=duration_s,
+                    duration_s=batch.duration_s if batch else 0.0,
                     predicted_s=batch.predicted_s if batch else 0.0,
                     updates=tuple(updates),
-                    free_blocks=core.pool.free,
+                    free_blocks=free_said,
                     batch_tokens=batch.tokens if batch else 0,
                     batch_requests=batch.requests if batch else 0,
                 )
@@ -184,9 +199,21 @@ class EmulatedEngine:
         self._steps.put_nowait(last)
 
 
+def _open_exchange(config: EmulatedConfig, exchange: KvConfig) -> KvExchange:
+    """Start to listen for KV; the import is here because it wants torch, which an engine without exchange does not."""
+    try:
+        from engine.emulated.exchange import KvExchange
+
+        return KvExchange(config, exchange)
+    except (ImportError, KvExchangeError) as error:
+        raise EngineError(f"KV cannot be exchanged: {error}") from error
+
+
 def _warm_up(config: EmulatedConfig, policy: BatchPolicy) -> None:
     """Let a policy plan a few steps that nobody waits for."""
-    core = EmulatedCore(replace(config, kv_blocks=64, max_model_len=64, block_size=16, queue_limit=8), policy)
+    core = EmulatedCore(
+        replace(config, kv_exchange=None, kv_blocks=64, max_model_len=64, block_size=16, queue_limit=8), policy
+    )
     for number in range(3):
         core.submit(
             EngineRequest(
