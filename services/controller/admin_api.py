@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -11,15 +10,21 @@ from typing import Any
 import grpc
 
 from protos.slos.v1 import admin_pb2, admin_pb2_grpc, common_pb2
-from scheduling.deadlines import SloError, check_class
-from scheduling.types import SloClass
-from services.common.store import JournalRecord, StoreUnavailable, Tenant
+from services.common.store import StoreUnavailable, Tenant
+from services.controller.admin_views import (
+    class_from_wire,
+    class_to_wire,
+    explanation_to_wire,
+    journaled_to_wire,
+    replica_to_wire,
+    tenant_to_wire,
+)
 from services.controller.client_api import abort
 from services.controller.contract import ApiError
 from services.controller.core import Core
 from services.controller.gate import Gate
 from services.controller.ledger import request_info
-from services.controller.replica import Replica, ReplicaState
+from services.controller.replica import Replica
 
 ROLES = ("prefill", "decode", "both")
 LIST_LIMIT = 100
@@ -64,7 +69,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
             running_standard=sum(count for (_, admission), count in running.items() if admission == "standard"),
             running_best_effort=sum(count for (_, admission), count in running.items() if admission != "standard"),
             queued_best_effort=len(core.queue),
-            classes=core.ledger.stats(),
+            classes=core.accounts.ledger.stats(),
             uptime_s=time.monotonic() - core.started_s,
             policy=core.policy.name,
             models=[model.name for model in core.models()],
@@ -103,7 +108,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
             raise ApiError("INVALID_ARGUMENT", f"role must be one of {', '.join(ROLES)}, not {request.role!r}", "role")
         replica = _connected(self._core, request.replica)
         replica.set_role(request.role)
-        return _replica(replica)
+        return replica_to_wire(replica)
 
     @answering
     async def ListSloClasses(self, request: Any, context: Any) -> admin_pb2.ListSloClassesResponse:  # noqa: N802
@@ -130,7 +135,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
     async def ListTenants(self, request: Any, context: Any) -> admin_pb2.ListTenantsResponse:  # noqa: N802
         """All tenants."""
         tenants = self._core.directory.tenants
-        return admin_pb2.ListTenantsResponse(tenants=[_tenant(tenants[name]) for name in sorted(tenants)])
+        return admin_pb2.ListTenantsResponse(tenants=[tenant_to_wire(tenants[name]) for name in sorted(tenants)])
 
     @answering
     async def SetTenant(self, request: admin_pb2.SetTenantRequest, context: Any) -> common_pb2.Tenant:  # noqa: N802
@@ -142,7 +147,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
             raise ApiError("INVALID_ARGUMENT", f"weight must be positive, not {given.weight:g}", param="weight")
         tenant = Tenant(given.name, given.weight, given.default_class or Tenant(given.name).default_class)
         await self._core.directory.set_tenant(tenant)
-        return _tenant(tenant)
+        return tenant_to_wire(tenant)
 
     @answering
     async def RemoveTenant(  # noqa: N802
@@ -162,7 +167,7 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
         running = sorted(core.live.values(), key=lambda live: live.arrival_s, reverse=True)
         found = [request_info(live, now_s) for live in running[:limit]]
         if not request.running_only:
-            for ended in core.ledger.recent():
+            for ended in core.accounts.ledger.recent():
                 if len(found) >= limit:
                     break
                 found.append(ended.info)
@@ -171,39 +176,25 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
     @answering
     async def GetRequest(self, request: admin_pb2.GetRequestRequest, context: Any) -> admin_pb2.RequestInfo:  # noqa: N802
         """One request: running, recent, or from the journal."""
-        core = self._core
-        live = core.live.get(request.request_id)
-        if live is not None:
-            return request_info(live, time.monotonic())
-        ended = core.ledger.find(request.request_id)
-        if ended is not None:
-            return ended.info
-        record = await core.store.journal.get(request.request_id)
-        if record is None:
-            raise _unknown(request.request_id)
-        return _from_journal(record)
+        try:
+            info, _ = _known(self._core, request.request_id)
+        except ApiError:
+            record = await self._core.store.journal.get(request.request_id)
+            if record is None:
+                raise
+            info = journaled_to_wire(record)
+        return info
 
     @answering
     async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.ExplainResponse:  # noqa: N802
         """The numbers of the plan that admitted or declined a request."""
-        core = self._core
-        live, ended = core.live.get(request.request_id), core.ledger.find(request.request_id)
-        if live is not None:
-            info, explain = request_info(live, time.monotonic()), live.explain
-        elif ended is not None:
-            info, explain = ended.info, ended.explain
-        else:
-            raise _unknown(request.request_id)
-        return admin_pb2.ExplainResponse(
-            request_id=request.request_id,
-            summary=_summary(info, explain, core.policy.name),
-            plan_json=json.dumps(explain, default=_plain),
-        )
+        info, explain = _known(self._core, request.request_id)
+        return explanation_to_wire(info, explain, self._core.policy.name)
 
     def _drain(self, worker_id: str, draining: bool) -> admin_pb2.Replica:
         replica = _connected(self._core, worker_id)
         replica.drain(draining)
-        return _replica(replica)
+        return replica_to_wire(replica)
 
 
 def _connected(core: Core, worker_id: str) -> Replica:
@@ -216,112 +207,15 @@ def _connected(core: Core, worker_id: str) -> Replica:
 
 
 def _replicas(core: Core) -> list[admin_pb2.Replica]:
-    return [_replica(replica) for replica in sorted(core.replicas, key=lambda replica: replica.worker_id)]
+    return [replica_to_wire(replica) for replica in sorted(core.replicas, key=lambda replica: replica.worker_id)]
 
 
-def _replica(replica: Replica) -> admin_pb2.Replica:
-    info, mirror = replica.info, replica.mirror
-    standard, best_effort = mirror.counts() if mirror is not None else (0, 0)
-    times = replica.step_times_s
-    return admin_pb2.Replica(
-        replica=replica.worker_id,
-        role=info.role,
-        state=replica.state,
-        address=replica.link.address,
-        model=info.model,
-        emulated=info.emulated,
-        kv_capacity_tokens=info.kv_blocks * info.block_size,
-        kv_used_tokens=mirror.used_tokens() if mirror is not None and replica.state is not ReplicaState.LOST else 0,
-        standard=standard,
-        best_effort=best_effort,
-        steps=replica.steps,
-        step_ms=1e3 * sum(times) / len(times) if times else 0.0,
-        rtt_ms=1e3 * replica.link.rtt_s,
-        hardware=info.hardware,
-        time_model_json=mirror.model.to_json() if mirror is not None else info.time_model_json,
-        problem="" if replica.usable else replica.problem,
-        block_size=info.block_size,
-        max_batch_tokens=info.max_batch_tokens,
-        max_batch_requests=info.max_batch_requests,
-        max_model_len=info.max_model_len,
-        max_spec_tokens=info.max_spec_tokens,
-    )
-
-
-def class_to_wire(slo_class: SloClass) -> common_pb2.SloClass:
-    """Return the class in the API's units."""
-    return common_pb2.SloClass(
-        name=slo_class.name,
-        ttft_slowdown=slo_class.ttft_slowdown or 0.0,
-        ttft_ms=1e3 * (slo_class.ttft_s or 0.0),
-        tpot_ms=1e3 * slo_class.tpot_s,
-        thinking_tpot_ms=1e3 * (slo_class.thinking_tpot_s or 0.0),
-        inner_tpot_ms=1e3 * (slo_class.inner_tpot_s or 0.0),
-        value=slo_class.value,
-        length_quantile=slo_class.length_quantile,
-        precision_target=slo_class.precision_target,
-        description=slo_class.description,
-    )
-
-
-def class_from_wire(wire: common_pb2.SloClass) -> SloClass:
-    """Return the class in the planner's units; ApiError names the field that is wrong. 0 means not given."""
-    defaults = SloClass("", 1.0)
-    slo_class = SloClass(
-        name=wire.name.strip(),
-        tpot_s=wire.tpot_ms / 1e3,
-        ttft_s=wire.ttft_ms / 1e3 if wire.ttft_ms else None,
-        ttft_slowdown=wire.ttft_slowdown or None,
-        thinking_tpot_s=wire.thinking_tpot_ms / 1e3 if wire.thinking_tpot_ms else None,
-        inner_tpot_s=wire.inner_tpot_ms / 1e3 if wire.inner_tpot_ms else None,
-        value=wire.value or defaults.value,
-        length_quantile=wire.length_quantile or defaults.length_quantile,
-        precision_target=wire.precision_target or defaults.precision_target,
-        description=wire.description,
-    )
-    try:
-        check_class(slo_class)
-    except SloError as error:
-        raise ApiError("INVALID_ARGUMENT", str(error), param=error.field) from error
-    return slo_class
-
-
-def _tenant(tenant: Tenant) -> common_pb2.Tenant:
-    return common_pb2.Tenant(name=tenant.name, weight=tenant.weight, default_class=tenant.default_class)
-
-
-def _unknown(request_id: str) -> ApiError:
-    return ApiError("NOT_FOUND", f"no running or recent request {request_id!r}", param="request_id")
-
-
-def _from_journal(record: JournalRecord) -> admin_pb2.RequestInfo:
-    closing: dict[str, Any] = dict(record.closing or {})
-    header: dict[str, Any] = dict(record.header)
-    reason = str(closing.get("finish_reason", "unspecified")).upper()
-    return admin_pb2.RequestInfo(
-        request_id=record.request_id,
-        tenant=header.get("tenant", ""),
-        phase="finished" if record.closing is not None else "queued",
-        prompt_tokens=len(header.get("token_ids", ())),
-        output_tokens=closing.get("output_tokens", 0),
-        age_s=max(0.0, time.time() - header.get("arrived_unix_s", time.time())),
-        finish_reason=f"FINISH_REASON_{reason}",
-        session_id=header.get("session_id", ""),
-        history=closing.get("history", ()),
-        error=closing.get("error", ""),
-    )
-
-
-def _summary(info: admin_pb2.RequestInfo, explain: dict[str, object], policy: str) -> str:
-    promise = info.promise
-    slo = f"first token within {promise.ttft_ms:.0f} ms, then one every {promise.tpot_ms:.0f} ms"
-    if not explain:
-        return f"Policy {policy} makes no plan for it: {promise.reason or 'every request is admitted'} ({slo})."
-    if promise.admission == common_pb2.ADMISSION_STANDARD:
-        return f"Promised on {promise.replica}: {slo}."
-    return f"Best effort, because {promise.reason or explain.get('reason') or 'no plan had room'} (wanted: {slo})."
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy scalars and arrays, and whatever else a plan holds, into JSON."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+def _known(core: Core, request_id: str) -> tuple[admin_pb2.RequestInfo, dict[str, object]]:
+    """A running or recent request with its plan; ApiError NOT_FOUND when there is none of this name."""
+    live = core.live.get(request_id)
+    if live is not None:
+        return request_info(live, time.monotonic()), live.explain
+    ended = core.accounts.ledger.find(request_id)
+    if ended is None:
+        raise ApiError("NOT_FOUND", f"no running or recent request {request_id!r}", param="request_id")
+    return ended.info, ended.explain

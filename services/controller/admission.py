@@ -164,12 +164,12 @@ class AdmissionLoop:
         request.admission = admission
         due_s = self._planner.engine_due_s(request)
         if target.prefill is None:
-            target.decode.submit(request, due_s)
+            target.decode.placed.submit(request, due_s)
         else:
             handover = self._planner.transfers.handover(request, target)
             prefill_due_s = self._planner.prefill_due_s(request, target)
-            target.decode.submit(request, due_s, handover)
-            target.prefill.submit_prefill(request, prefill_due_s, handover)
+            target.decode.placed.submit(request, due_s, handover)
+            target.prefill.placed.submit_prefill(request, prefill_due_s, handover)
         request.became(admission, request.reason)
         request.note(f"{admission.replace('_', ' ')} on {target}")
         self._answered(request)

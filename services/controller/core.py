@@ -7,17 +7,17 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import grpc
 
 from protos.slos.v1 import client_pb2, common_pb2, worker_pb2
-from scheduling.lengths import LengthEstimator
 from scheduling.policy import Policy
 from services.common.rpc import PROTO_VERSION
 from services.common.store import Store
+from services.controller.accounts import Accounts
 from services.controller.admission import AdmissionLoop, AdmissionSettings
 from services.controller.best_effort import BestEffortQueue
 from services.controller.contract import ApiError, GenerationCall
@@ -27,13 +27,13 @@ from services.controller.fit import why_unfit
 from services.controller.intake import Intake
 from services.controller.invariants import problems
 from services.controller.journal import JournalWriter
-from services.controller.ledger import Ledger, closing_of, outcome_of
+from services.controller.ledger import outcome_of
 from services.controller.metrics import Metrics
-from services.controller.relay import Relay, RelayTimes
-from services.controller.replica import Replica
+from services.controller.relay import Relay
 from services.controller.replicas import ReplicaManager, ReplicaSettings
 from services.controller.request import LiveRequest
 from services.controller.tokenizer import ModelTokenizer
+from services.controller.worker_events import WorkerEvents
 
 log = logging.getLogger(__name__)
 
@@ -68,39 +68,41 @@ class Core:
         """fenced: called when the store says that a newer controller leads."""
         self.policy = policy
         self.store = store
-        self.settings = settings
         self.metrics = metrics
         self.live: dict[str, LiveRequest] = {}
-        self.ledger = Ledger()
-        self.relay_times = RelayTimes()
-        self.lengths = LengthEstimator()
         self.queue = BestEffortQueue(settings.best_effort_queue)
         self.directory = Directory(store)
         self.started_s = time.monotonic()
         self.closing = ""
+        self.failed = asyncio.Event()
         self._models = models
         self._hello = worker_pb2.Hello(
             proto_version=PROTO_VERSION, fencing_token=fencing_token, controller_id=controller_id
         )
         self.replicas = ReplicaManager(
-            store, self, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
+            store, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
         )
         self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
-        self._relay = Relay(self._remaining, self.journal.touched, self._transferred, metrics)
-        self._intake = Intake(models, self.directory, self.replicas, self.lengths)
+        self.accounts = Accounts(self.journal, metrics)
+        self._intake = Intake(models, self.directory, self.replicas, self.accounts.lengths)
         self.admission = AdmissionLoop(
             policy,
             self.replicas,
             self.queue,
-            self,
-            lambda: self.relay_times.p99_s,
+            self.accounts,
+            lambda: self.accounts.relay_times.p99_s,
             lambda: {name: tenant.weight for name, tenant in self.directory.tenants.items()},
             settings.admission,
         )
-        self._failover = Failover(settings.attempts, self.admission.offer, self._fail, metrics)
+        self._worker_events = WorkerEvents(
+            Relay(self._remaining, self.journal.touched, self._transferred, metrics),
+            Failover(settings.attempts, self.admission.offer, self._fail, metrics),
+            metrics,
+            self.replicas.get,
+            self.admission.capacity_changed,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: asyncio.Event | None = None
-        self.failed = asyncio.Event()
 
     # ---- life
 
@@ -108,7 +110,13 @@ class Core:
         """Read what operators have set and begin to serve; StoreUnavailable when Redis does not answer."""
         await self.store.seed_defaults()
         await self.directory.refresh()
-        loops = (self.replicas.run(), self.directory.run(), self.admission.run(), self.journal.run(), self._housekeep())
+        loops = (
+            self.replicas.run(self._worker_events),
+            self.directory.run(),
+            self.admission.run(),
+            self.journal.run(),
+            self._housekeep(),
+        )
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -153,7 +161,7 @@ class Core:
             while True:
                 message = await request.outbox.read()
                 request.told = True
-                self._handed_over(request, len(message.token_ids))
+                self.accounts.handed_over(request, len(message.token_ids))
                 if message.finish_reason:
                     request.outcome = outcome_of(request)
                     message.outcome.CopyFrom(request.outcome)
@@ -222,32 +230,16 @@ class Core:
         return problems(self.live, self.admission, self.queue, self.replicas)
 
     def _in_use(self, request_id: str) -> bool:
-        return request_id in self.live or any(request_id in replica.leaving for replica in self.replicas)
-
-    def _handed_over(self, request: LiveRequest, tokens: int) -> None:
-        if not tokens:
-            return
-        now_s = time.monotonic()
-        times = request.token_times_s
-        ttft, inter_token = self.metrics.token_histograms(request.slo_class)
-        if times:
-            inter_token.observe((now_s - times[-1]) / tokens)
-        else:
-            ttft.observe(now_s - request.arrival_s)
-        self.metrics.generation_tokens.inc(tokens)
-        times.extend([now_s] * tokens)
-        produced_s = request.outbox.take_produced_s()
-        if produced_s is not None:
-            self.relay_times.observe(now_s - produced_s)
+        return request_id in self.live or any(request_id in replica.placed.leaving for replica in self.replicas)
 
     def _stop(self, request: LiveRequest) -> None:
         """Take a request off wherever it is."""
         self.admission.withdraw(request)
         decode, prefill = self.replicas.get(request.replica), self.replicas.get(request.prefill_replica)
         if decode is not None:
-            decode.cancel(request)
+            decode.placed.cancel(request)
         if prefill is not None:
-            prefill.cancel_prefill(request)
+            prefill.placed.cancel_prefill(request)
 
     def _fail(self, request: LiveRequest, error: ApiError) -> None:
         """End a request with an error: in its last message when it has had one before, else as a refusal."""
@@ -255,7 +247,7 @@ class Core:
         if request.told:
             request.finish(common_pb2.FINISH_REASON_ERROR, error.message, error.code)
         else:
-            self.refused(request, error)
+            self.accounts.refused(request, error)
 
     def _release(self, request: LiveRequest) -> None:
         """Account for a request that nobody reads any more, once."""
@@ -265,14 +257,7 @@ class Core:
         if not request.finished:
             request.note("its client has gone")
             request.finish(common_pb2.FINISH_REASON_CANCELLED)
-        if request.outcome is None:
-            request.outcome = outcome_of(request)
-        if request.finish_reason == common_pb2.FINISH_REASON_STOP:
-            self.lengths.observe(request.slo_class, len(request.output), request.tenant, request.prompt_tokens)
-        self.metrics.ended(request, request.outcome)
-        self.ledger.ended(request)
-        self.journal.unqueued(request)
-        self.journal.closed(request, closing_of(request))
+        self.accounts.ended(request)
         self.admission.capacity_changed()
         if self._idle is not None and not self.live:
             self._idle.set()
@@ -288,76 +273,6 @@ class Core:
         if slo_class is None or tenant is None:  # removed meanwhile
             return max(1, request.max_output_tokens - len(request.output))
         return self._intake.remaining(slo_class, request.call, request.max_output_tokens, len(request.output))
-
-    # ---- AdmissionListener
-
-    def decided(self, request: LiveRequest, seconds: float) -> None:
-        """A request got its first answer."""
-        self.metrics.admission.observe(seconds)
-        self.metrics.admitted.labels(request.slo_class, request.admission).inc()
-
-    def placed(self, request: LiveRequest) -> None:
-        """A request went to a replica."""
-        if request.epoch == 0:
-            self.journal.opened(request)
-        self.journal.unqueued(request)
-
-    def promoted(self, request: LiveRequest) -> None:
-        """A best-effort request was promised something after all."""
-        self.metrics.promotions.inc()
-
-    def queued(self, request: LiveRequest) -> None:
-        """A request waits without a promise."""
-        if request.epoch == 0:
-            self.journal.opened(request)
-        self.journal.queued(request)
-
-    def refused(self, request: LiveRequest, error: ApiError) -> None:
-        """A request is not served."""
-        self.metrics.refused.labels(error.code).inc()
-        request.finish(common_pb2.FINISH_REASON_ERROR, error.message)
-        request.outbox.fail(error)
-
-    # ---- ReplicaEvents
-
-    def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
-        """Hand the tokens of a step out."""
-        if step.predicted_us > 0:
-            self.metrics.step_error.observe(step.duration_us / step.predicted_us)
-        if self._relay.stepped(replica, step, ended_s):
-            self.admission.capacity_changed()
-
-    def rejected(self, replica: Replica, request: LiveRequest, rejected: worker_pb2.Rejected) -> None:
-        """Try another worker, or tell the client what is wrong with the request."""
-        self._failover.rejected(replica, request, rejected)
-
-    def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
-        """Let requests go on elsewhere."""
-        for request in requests:
-            prefill = self.replicas.get(request.prefill_replica)
-            if prefill is not None:
-                prefill.cancel_prefill(request)
-        self._failover.displaced(replica, requests, reason)
-
-    def prefilled(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
-        """The KV of a prompt is on its way, or its half has failed."""
-        if update.finish_reason == common_pb2.FINISH_REASON_LENGTH:
-            request.prefilled_s = ended_s
-        else:
-            request.prefill_replica = ""
-            self.prefill_lost(replica, request, update.error or "its half of the request ended early")
-
-    def prefill_lost(self, replica: Replica, request: LiveRequest, reason: str) -> None:
-        """Ask for another place, unless the decode worker has gone on by itself."""
-        decode = self.replicas.get(request.replica)
-        if request.finished or request.output or decode is None:
-            return
-        decode.cancel(request)
-        self._failover.displaced(replica, [request], reason)
-
-    def changed(self, replica: Replica) -> None:
-        """A replica may take waiting work now."""
-        self.admission.capacity_changed()
 
     # ---- inside
 

@@ -31,24 +31,24 @@ def problems(
         if live.get(request.request_id) is not request:
             found.append(f"request {request.request_id} waits, but is not live")
     for replica in replicas:
-        for wire_id, request in replica.requests.items():
+        for wire_id, request in replica.placed.requests.items():
             places[request.request_id] += 1
             if live.get(request.request_id) is not request:
                 found.append(f"request {request.request_id} is on {replica.worker_id}, but is not live")
             if request.wire_id != wire_id or request.replica != replica.worker_id:
                 found.append(f"request {request.request_id} is on {replica.worker_id} under another submission's name")
-        for name, request in replica.legs.items():
+        for name, request in replica.placed.legs.items():
             if live.get(request.request_id) is not request or request.prefill_replica != replica.worker_id:
                 found.append(f"{name} computes a prompt on {replica.worker_id} for nobody")
         if replica.mirror is not None:
-            table = replica.mirror.table
+            table, placed = replica.mirror.table, replica.placed
             resident = {table.request_id(int(slot)) for slot in table.slots()}
-            known = replica.requests.keys() | replica.legs.keys() | replica.leaving.keys()
+            known = placed.requests.keys() | placed.legs.keys() | placed.leaving.keys()
             found += [f"{name} has a slot in the mirror of {replica.worker_id} for nobody" for name in resident - known]
-            missing = replica.requests.keys() - resident
+            missing = placed.requests.keys() - resident
             found += [f"{name} is on {replica.worker_id} without a slot in its mirror" for name in missing]
         if replica.link.connected:
-            late = [name for name, sent_s in replica.leaving.items() if now_s - sent_s > UNCONFIRMED_S]
+            late = [name for name, sent_s in replica.placed.leaving.items() if now_s - sent_s > UNCONFIRMED_S]
             found += [f"{replica.worker_id} has not confirmed the end of {name}" for name in late]
     for request_id, request in live.items():
         if not request.finished and places[request_id] != 1:

@@ -51,7 +51,7 @@ class Leftovers:
                 open_to = [target for target in choices if self._room(target) > 0]
                 if not open_to:
                     break
-                best = max(open_to, key=lambda target: (self._room(target), -len(target.decode.requests)))
+                best = max(open_to, key=lambda target: (self._room(target), -len(target.decode.placed.requests)))
                 self._place(request, best, Admission.BEST_EFFORT)
 
     def _room(self, target: Target) -> int:
@@ -75,7 +75,7 @@ class Leftovers:
         resident = [
             (replica, hopeful)
             for replica in self._replicas
-            if replica.usable and (hopeful := [r for r in replica.best_effort() if _hope(r, now_s)])
+            if replica.usable and (hopeful := [r for r in replica.placed.best_effort() if _hope(r, now_s)])
         ]
         if not waiting and not resident:
             return False
@@ -104,7 +104,7 @@ class Leftovers:
 
     def _retry_resident(self, replica: Replica, requests: list[LiveRequest], now_s: float) -> None:
         for request in self._planner.promotable(requests, replica):
-            replica.promote(request, self._planner.engine_due_s(request))
+            replica.placed.promote(request, self._planner.engine_due_s(request))
             request.became(Admission.STANDARD)
             request.note(f"promoted on {replica.worker_id}")
             self._promoted(request)

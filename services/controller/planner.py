@@ -78,7 +78,7 @@ class Planner:
         ordered, _ = targets(replicas)
         views = [mirror_of(target.first).view([request]) for target in ordered]
         order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
-        return ordered[order[0]] if order else min(ordered, key=lambda target: len(target.decode.requests))
+        return ordered[order[0]] if order else min(ordered, key=lambda target: len(target.decode.placed.requests))
 
     def prefill_due_s(self, request: LiveRequest, target: Target) -> float:
         """When the prefill half of a hand-over must be done, so that the other half has the first token in time."""

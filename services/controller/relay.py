@@ -61,7 +61,7 @@ class Relay:
         assert mirror is not None
         room = False
         for update in step.requests:
-            request = replica.requests.get(update.request_id)
+            request = replica.placed.requests.get(update.request_id)
             if request is None:  # taken back; the worker has not confirmed yet
                 mirror.apply(update, ended_s)
             else:

@@ -6,66 +6,24 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
-from enum import StrEnum
-from typing import Protocol
+from collections.abc import Callable
 
 import grpc
 
 from protos.slos.v1 import worker_pb2
-from scheduling.types import Admission
 from services.common.rpc import PROTO_VERSION
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
-from services.controller.request import LiveRequest
-from services.controller.submission import Handover, leg_id, prefill_submission, stamping, submission
+from services.controller.placements import Placements
+from services.controller.replica_events import ReplicaEvents, ReplicaState
 
 log = logging.getLogger(__name__)
 
 STEP_TIMES_KEPT = 100
 
 
-class ReplicaState(StrEnum):
-    """What a replica is good for, in the admin API's words."""
-
-    CONNECTING = "connecting"
-    READY = "ready"
-    DRAINING = "draining"
-    DRAINED = "drained"
-    REFUSED = "refused"
-    LOST = "lost"
-
-
-class ReplicaEvents(Protocol):
-    """Who a replica tells what happens to requests; every method returns at once."""
-
-    def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
-        """An engine step ended; the mirror has not been moved yet."""
-        ...
-
-    def rejected(self, replica: Replica, request: LiveRequest, rejected: worker_pb2.Rejected) -> None:
-        """The worker did not take a request; it is no longer placed there."""
-        ...
-
-    def displaced(self, replica: Replica, requests: Collection[LiveRequest], reason: str) -> None:
-        """The replica no longer holds these requests, or not all of their tokens; they are no longer placed there."""
-        ...
-
-    def prefilled(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep, ended_s: float) -> None:
-        """The half that computes a prompt for another worker has ended."""
-        ...
-
-    def prefill_lost(self, replica: Replica, request: LiveRequest, reason: str) -> None:
-        """The half that computes a prompt for another worker will not be done here."""
-        ...
-
-    def changed(self, replica: Replica) -> None:
-        """State or capacity of the replica changed."""
-        ...
-
-
 class Replica:
-    """Owner of the link to one worker; requests are placed on it with `submit` and leave it by events."""
+    """Owner of the link to one worker; requests are put on it through `placed` and leave it by events."""
 
     def __init__(
         self,
@@ -81,13 +39,9 @@ class Replica:
         """Prepare; `start` connects. check says why a worker's info does not fit, or nothing."""
         self.worker_id = worker_id
         self.info = info
-        self.mirror: ReplicaMirror | None = None
         self.state = ReplicaState.CONNECTING
         self.problem = ""
         self.incarnation = ""
-        self.requests: dict[str, LiveRequest] = {}
-        self.legs: dict[str, LiveRequest] = {}
-        self.leaving: dict[str, float] = {}
         self.last_event = 0
         self.acknowledged = 0
         self.steps = 0
@@ -101,6 +55,7 @@ class Replica:
         self._make_hello = make_hello
         self._check = check
         self.link = WorkerLink(address, self, make_channel, times)
+        self.placed = Placements(worker_id, self.link)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -120,57 +75,12 @@ class Replica:
         ready = self.state is ReplicaState.READY and self.link.connected and self.mirror is not None
         return ready and not self._replaying
 
-    def best_effort(self) -> list[LiveRequest]:
-        """Best-effort requests placed here."""
-        return [request for request in self.requests.values() if request.admission is Admission.BEST_EFFORT]
+    @property
+    def mirror(self) -> ReplicaMirror | None:
+        """Picture of the engine; None before the first connection."""
+        return self.placed.mirror
 
     # ---- commands
-
-    def submit(self, request: LiveRequest, first_due_s: float, handover: Handover | None = None) -> None:
-        """Place a request here; first_due_s: due time the engine is given; handover: its KV comes from elsewhere."""
-        assert self.mirror is not None
-        request.replica = self.worker_id
-        self.mirror.add(request, first_due_s, arrives=handover is not None)
-        self.requests[request.wire_id] = request
-        command = worker_pb2.Command(submit=submission(request, handover))
-        self.link.send(command, stamping(first_due_s, request.next_due_s, request.arrival_s))
-
-    def submit_prefill(self, request: LiveRequest, first_due_s: float, handover: Handover) -> None:
-        """Let this worker compute a request's prompt for another one."""
-        assert self.mirror is not None
-        name = leg_id(request)
-        request.prefill_replica = self.worker_id
-        self.mirror.add_prefill(request, name, first_due_s)
-        self.legs[name] = request
-        command = worker_pb2.Command(submit=prefill_submission(request, handover))
-        self.link.send(command, stamping(first_due_s, None, request.arrival_s))
-
-    def promote(self, request: LiveRequest, first_due_s: float) -> None:
-        """Make a best-effort request that is placed here standard."""
-        assert self.mirror is not None
-        self.mirror.set_standard(request.wire_id, True)
-        next_due_s = self.mirror.next_due_s(request.wire_id)
-
-        def stamp(command: worker_pb2.Command, now_s: float) -> None:
-            command.promote.ttft_remaining_us = round((first_due_s - now_s) * 1e6)
-            if next_due_s is not None:
-                command.promote.next_token_remaining_us = round((next_due_s - now_s) * 1e6)
-
-        self.link.send(worker_pb2.Command(promote=worker_pb2.Promote(request_id=request.wire_id)), stamp)
-
-    def cancel(self, request: LiveRequest) -> None:
-        """Take a request back; its place stays counted until the worker confirms."""
-        if self.requests.pop(request.wire_id, None) is not None:
-            self._take_back(request.wire_id)
-
-    def cancel_prefill(self, request: LiveRequest) -> None:
-        """Take back the half of a request that computes its prompt; one that is done is ignored."""
-        if self.legs.pop(leg_id(request), None) is not None:
-            self._take_back(leg_id(request))
-
-    def _take_back(self, wire_id: str) -> None:
-        self.leaving[wire_id] = time.monotonic()
-        self.link.send(worker_pb2.Command(cancel=worker_pb2.CancelCommand(request_id=wire_id)))
 
     def drain(self, draining: bool) -> None:
         """Stop or resume taking new work."""
@@ -224,8 +134,8 @@ class Replica:
                 raise LinkRefused(f"the time model of worker {self.worker_id} cannot be read: {error}") from error
             if self.incarnation:
                 self._displace_all("its events were lost" if same_process else "the worker was restarted")
-            self.mirror = mirror
-            self.leaving.clear()
+            self.placed.mirror = mirror
+            self.placed.leaving.clear()
         if not same_process:
             self.last_event = self.acknowledged = 0
             self.draining = False
@@ -234,12 +144,7 @@ class Replica:
         self.incarnation = welcome.incarnation
         self.info = info
         held = set(welcome.request_ids)
-        ours = self.requests.keys() | self.legs.keys()
-        self._missing = ours - held
-        for wire_id in self.leaving.keys() - held:
-            self._gone(wire_id)
-        for wire_id in held - ours:
-            self._take_back(wire_id)
+        self._missing = self.placed.reconcile(held)
         if self.draining and not info.draining:
             self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=True)))
         self.problem = ""
@@ -249,14 +154,15 @@ class Replica:
     def replayed(self) -> None:
         """Open for new work, and give up on requests whose submission was lost with the old connection."""
         self._replaying = self._strange_replay = False
-        lost = [self.requests.pop(wire_id) for wire_id in self._missing if wire_id in self.requests]
-        for wire_id in self._missing & self.legs.keys():
-            self._drop_leg(wire_id, "the connection broke before the worker had it")
-        self._missing = set()
+        missing, self._missing = self._missing, set()
+        reason = "the connection broke before the worker had it"
+        for wire_id in missing:
+            self._drop_leg(wire_id, reason)
+        lost = [request for wire_id in missing if (request := self.placed.requests.pop(wire_id, None)) is not None]
+        for request in lost:
+            self.placed.gone(request.wire_id)
         if lost:
-            for request in lost:
-                self._gone(request.wire_id)
-            self._events.displaced(self, lost, "the connection broke before the worker had them")
+            self._events.displaced(self, lost, reason)
         self._events.changed(self)
 
     def handle(self, event: worker_pb2.Event, received_s: float) -> None:
@@ -338,7 +244,7 @@ class Replica:
         if self._strange_replay:
             for update in step.requests:
                 if update.finish_reason:
-                    self._gone(update.request_id)
+                    self.placed.gone(update.request_id)
             return
         for update in step.requests:
             self._missing.discard(update.request_id)
@@ -346,44 +252,31 @@ class Replica:
         for update in step.requests:
             if not update.finish_reason:
                 continue
-            self.requests.pop(update.request_id, None)
-            leg = self.legs.pop(update.request_id, None)
+            self.placed.requests.pop(update.request_id, None)
+            leg = self.placed.legs.pop(update.request_id, None)
+            self.placed.gone(update.request_id)
             if leg is not None:
                 self._events.prefilled(self, leg, update, ended_s)
-            self._gone(update.request_id)
-
-    def _drop_leg(self, wire_id: str, reason: str) -> None:
-        request = self.legs.pop(wire_id)
-        request.prefill_replica = ""
-        self._gone(wire_id)
-        self._events.prefill_lost(self, request, reason)
 
     def _rejected(self, rejected: worker_pb2.Rejected) -> None:
-        if rejected.request_id in self.legs:
-            self._drop_leg(rejected.request_id, rejected.reason)
-            return
-        request = self.requests.pop(rejected.request_id, None)
-        self._gone(rejected.request_id)
+        self._drop_leg(rejected.request_id, rejected.reason)
+        request = self.placed.requests.pop(rejected.request_id, None)
+        self.placed.gone(rejected.request_id)
         if request is not None:
             self._events.rejected(self, request, rejected)
 
-    def _gone(self, wire_id: str) -> None:
-        self.leaving.pop(wire_id, None)
-        if self.mirror is not None:
-            self.mirror.remove(wire_id)
+    def _drop_leg(self, wire_id: str, reason: str) -> None:
+        """Forget a prefill half that will not be done here; other names are ignored."""
+        request = self.placed.legs.pop(wire_id, None)
+        if request is not None:
+            request.prefill_replica = ""
+            self.placed.gone(wire_id)
+            self._events.prefill_lost(self, request, reason)
 
     def _displace_all(self, reason: str) -> None:
-        requests = list(self.requests.values())
-        for wire_id in list(self.legs):
-            self._drop_leg(wire_id, reason)
-            self._take_back(wire_id)
-        for request in requests:
-            if self.mirror is not None:
-                request.next_due_s = self.mirror.next_due_s(request.wire_id)
-                self.mirror.remove(request.wire_id)
-            # A worker that is still there would go on with it.
-            self._take_back(request.wire_id)
-        self.requests.clear()
+        requests, legs = self.placed.clear()
+        for request in legs:
+            self._events.prefill_lost(self, request, reason)
         if requests:
             self._events.displaced(self, requests, reason)
         self._events.changed(self)

@@ -14,7 +14,8 @@ from protos.slos.v1 import client_pb2, worker_pb2
 from services.common.store import ReplicaRecord, Store, StoreUnavailable
 from services.controller.contract import ApiError
 from services.controller.link import LinkTimes
-from services.controller.replica import Replica, ReplicaEvents, ReplicaState
+from services.controller.replica import Replica
+from services.controller.replica_events import ReplicaEvents, ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ class ReplicaManager:
     def __init__(
         self,
         store: Store,
-        events: ReplicaEvents,
         make_hello: Callable[[], worker_pb2.Hello],
         check: Callable[[worker_pb2.WorkerInfo], str],
         make_channel: Callable[[str], grpc.aio.Channel],
@@ -44,7 +44,6 @@ class ReplicaManager:
     ) -> None:
         """Prepare; `run` does the work."""
         self._store = store
-        self._events = events
         self._make_hello = make_hello
         self._check = check
         self._make_channel = make_channel
@@ -94,14 +93,14 @@ class ReplicaManager:
             return f"no worker has registered for model {model}; start one"
         return f"no replica of model {model} is ready ({'; '.join(sorted(states))})"
 
-    async def run(self) -> None:
-        """Follow the registry until cancelled."""
+    async def run(self, events: ReplicaEvents) -> None:
+        """Follow the registry until cancelled; events: told of what happens on replicas."""
         next_poll_s = 0.0
         while True:
             now_s = time.monotonic()
             if now_s >= next_poll_s:
                 try:
-                    await self._follow(await self._store.replicas.all())
+                    await self._follow(await self._store.replicas.all(), events)
                 except StoreUnavailable as error:
                     log.debug("registry not read: %s", error)
                 next_poll_s = time.monotonic() + self._settings.poll_s
@@ -115,10 +114,10 @@ class ReplicaManager:
     async def remove(self, worker_id: str) -> None:
         """Strike a replica off; ApiError FAILED_PRECONDITION while it serves."""
         replica = self.require(worker_id)
-        if replica.usable or replica.requests:
+        if replica.usable or replica.placed.requests:
             raise ApiError(
                 "FAILED_PRECONDITION",
-                f"replica {worker_id} is {replica.state} and holds {len(replica.requests)} requests; "
+                f"replica {worker_id} is {replica.state} and holds {len(replica.placed.requests)} requests; "
                 "drain it first and wait until it is drained",
             )
         await self._store.replicas.remove(worker_id)
@@ -126,12 +125,12 @@ class ReplicaManager:
         self._struck_off.add(replica.incarnation)
         await self._drop(replica)
 
-    async def _follow(self, records: list[ReplicaRecord]) -> None:
+    async def _follow(self, records: list[ReplicaRecord], events: ReplicaEvents) -> None:
         for record in records:
             replica = self._replicas.get(record.worker_id)
             if replica is None:
                 if not record.lost and record.incarnation not in self._struck_off:
-                    self._add(record)
+                    self._add(record, events)
                 continue
             if replica.link.connected:
                 continue
@@ -146,12 +145,12 @@ class ReplicaManager:
             if replica.worker_id not in listed and not replica.link.connected:
                 await self._drop(replica)
 
-    def _add(self, record: ReplicaRecord) -> None:
+    def _add(self, record: ReplicaRecord, events: ReplicaEvents) -> None:
         replica = Replica(
             record.worker_id,
             record.address,
             record.info,
-            self._events,
+            events,
             self._make_hello,
             self._check,
             self._make_channel,
@@ -162,7 +161,7 @@ class ReplicaManager:
 
     async def _drop(self, replica: Replica) -> None:
         del self._replicas[replica.worker_id]
-        if replica.requests:
+        if replica.placed.requests or replica.placed.legs:
             replica.give_up("it has left the registry")
         await replica.close()
         log.info("worker %s has left", replica.worker_id)

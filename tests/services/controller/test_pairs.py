@@ -179,7 +179,7 @@ async def test_a_recomputed_prompt_is_counted(pair: Pair) -> None:
     pair.decode.send(step(2, "r", [5], common_pb2.FINISH_REASON_STOP, kv_recomputed=True))
     messages = await asking
     assert messages[-1].finish_reason == common_pb2.FINISH_REASON_STOP
-    history = list(pair.core.ledger.find("r").info.history)
+    history = list(pair.core.accounts.ledger.find("r").info.history)
     assert sum("KV did not arrive" in line for line in history) == 1
 
 

@@ -16,7 +16,8 @@ from services.common.metrics import CollectorRegistry
 from services.controller.link import LinkTimes
 from services.controller.metrics import Metrics
 from services.controller.relay import Relay
-from services.controller.replica import Replica, ReplicaState
+from services.controller.replica import Replica
+from services.controller.replica_events import ReplicaState
 from services.controller.request import LiveRequest
 from tests.services.controller.making import make_request
 from tests.services.controller.peer import Peer, info, listening
@@ -85,7 +86,7 @@ def step(number: int, *requests: worker_pb2.RequestStep, free_blocks: int = 90) 
 def submit(replica: Replica, request_id: str = "r") -> LiveRequest:
     request = make_request(request_id)
     request.admission = Admission.STANDARD
-    replica.submit(request, request.first_due_s)
+    replica.placed.submit(request, request.first_due_s)
     return request
 
 
@@ -156,7 +157,7 @@ async def test_a_submission_that_was_lost_with_the_stream_goes_elsewhere() -> No
         peer.hang_up()  # and the next welcome names no request
         await until(lambda: record.displacements)
         assert record.displacements[0][0] == "r"
-        assert not replica.requests
+        assert not replica.placed.requests
         assert mirror_is_empty(replica)
 
 
@@ -197,9 +198,9 @@ async def test_requests_of_nobody_are_cancelled() -> None:
         finished = worker_pb2.RequestStep(
             request_id="of an earlier controller", finish_reason=common_pb2.FINISH_REASON_CANCELLED
         )
-        assert replica.leaving
+        assert replica.placed.leaving
         peer.send(step(1, finished))
-        await until(lambda: not replica.leaving)
+        await until(lambda: not replica.placed.leaving)
 
 
 async def test_a_silent_worker_is_given_up() -> None:
@@ -218,7 +219,7 @@ async def test_a_rejected_request_leaves_nothing_behind() -> None:
         submit(replica)
         peer.send(worker_pb2.Event(number=1, rejected=worker_pb2.Rejected(request_id="r", code=3, reason="no such")))
         await until(lambda: record.rejections == ["no such"])
-        assert not replica.requests
+        assert not replica.placed.requests
         assert mirror_is_empty(replica)
 
 
