@@ -92,6 +92,8 @@ class Policy:
     """A named bundle, as `slosctl up --policy NAME` and the simulator take it.
 
     admits_all: no promise is computed; every request is submitted as standard at once (the baselines).
+    repeats_decodes: while every resident decodes, the plan of a step is the last one again, until a request comes,
+    finishes, becomes overdue or finds no KV block; the simulator then plans once for many steps.
     """
 
     name: str
@@ -100,3 +102,4 @@ class Policy:
     batching: BatchPolicy
     routing: RoutingPolicy
     admits_all: bool = False
+    repeats_decodes: bool = False

@@ -55,7 +55,8 @@ class Cluster:
         self._queue: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._unfinished = len(workload)
-        self._late_sessions: set[int] = set()
+        # What one replica does reaches another only through later rounds, hand-overs and failures.
+        self._isolated = not (config.prefill_replicas or config.failures or (workload.next_row >= 0).any())
         self._next_late_check_s = LATE_CHECK_S
 
     def _role(self, index: int) -> str:
@@ -126,7 +127,7 @@ class Cluster:
     def _begin_step(self, replica: Replica, now_s: float) -> None:
         from simulation.events.step_end import StepEnd
 
-        begun = replica.begin_step(now_s, self.policy.batching, self.requests.late)
+        begun = replica.begin_step(now_s, self.policy.batching, self.requests, self._undisturbed_until(replica, now_s))
         if begun is None:
             return
         step, finished = begun
@@ -137,6 +138,17 @@ class Cluster:
         if self.config.lengths is Lengths.QUANTILE and replica.steps % REESTIMATE_EVERY_STEPS == 0:
             self._reestimate(replica)
         self.schedule(step.ends_s, StepEnd(step))
+
+    def _undisturbed_until(self, replica: Replica, now_s: float) -> float:
+        """Until when no replica can learn of anything but its own steps; now where steps must go one by one."""
+        if not self.policy.repeats_decodes:
+            return now_s
+        if self._isolated:
+            following = np.searchsorted(self.workload.arrival_s, now_s, side="right")
+            return float(self.workload.arrival_s[following]) if following < len(self.workload) else np.inf
+        if any(r is not replica and r.alive and not r.busy and len(r.table) for r in self.replicas):
+            return now_s
+        return self._queue[0][0] if self._queue else np.inf
 
     def _leave(self, replica: Replica, slot: int) -> None:
         row = replica.row_of(slot)

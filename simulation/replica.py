@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.policy import BatchPolicy, ReplicaView
-from scheduling.request_table import FloatArray, IntArray, RequestTable
+from scheduling.policy import BatchPlan, BatchPolicy, ReplicaView
+from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from simulation import engine_step
+from simulation.decode_run import execute_decodes
 from simulation.prefix_cache import PrefixCache
 from simulation.profiles import Profile
+from simulation.requests import Requests
 
 NOISE_FLOOR = 0.5
 NOISE_BATCH = 4096
@@ -107,11 +109,76 @@ class Replica:
         """Output tokens until the request in a slot stops thinking."""
         return int(self._side[engine_step.THINKING, slot])
 
-    def begin_step(self, now_s: float, batching: BatchPolicy, late: np.ndarray) -> tuple[Step, IntArray] | None:
-        """Plan and run one step; returns it with the slots whose output is complete, or None when nothing can run."""
+    def begin_step(
+        self, now_s: float, batching: BatchPolicy, requests: Requests, repeat_until_s: float
+    ) -> tuple[Step, IntArray] | None:
+        """Plan and run one step; returns it with the slots whose output is complete, or None when nothing can run.
+
+        While steps end before repeat_until_s and the plan cannot change, they are run in one go, and the step
+        returned is the last of them.
+        """
         table = self.table
         plan = batching.plan(now_s, table, self.free_blocks, self.planner_model, self.limits)
-        end, emissions, done, free = engine_step.execute(
+        only_decodes = len(plan.decode_slots) == len(table) and not len(plan.relegate_slots)
+        if only_decodes and now_s < repeat_until_s and self._noise == 0.0:
+            began, end, steps, emissions, done, free = self._decode_run(now_s, repeat_until_s, plan, requests)
+        else:
+            began, steps = now_s, 1
+            end, emissions, done, free = self._execute(now_s, plan, requests.late)
+        self.free_blocks = free
+        if self.free_blocks < 0:
+            raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
+        if end <= now_s:
+            return None
+        self.steps += steps
+        self.busy_s += end - now_s
+        self.busy_until_s = end
+        self.expected_end_s = began + plan.predicted_s
+        if self.cache.total_blocks > free:
+            self.cache.shrink_to(free)
+        emitted = self._emitted[:, :emissions].copy()
+        finished = self._finished[:done].copy()
+        rows = self._side[engine_step.ROW]
+        self.step = Step(
+            self.index,
+            self.steps,
+            end,
+            rows[emitted[0]],
+            emitted,
+            tuple(rows[finished].tolist()),
+        )
+        return self.step, finished
+
+    def _decode_run(
+        self, now_s: float, until_s: float, plan: BatchPlan, requests: Requests
+    ) -> tuple[float, float, int, int, int, int]:
+        table = self.table
+        return execute_decodes(
+            now_s,
+            until_s,
+            self._lines,
+            self.limits.block_size,
+            self.free_blocks,
+            self.acceptance,
+            table.ints,
+            table.floats,
+            table.flags,
+            self._side,
+            plan.decode_slots,
+            plan.spec_tokens,
+            self._seed,
+            self._emitted,
+            self._finished,
+            requests.late,
+            self.counters,
+            requests.times,
+            requests.offsets,
+            requests.produced,
+        )
+
+    def _execute(self, now_s: float, plan: BatchPlan, late: BoolArray) -> tuple[float, int, int, int]:
+        table = self.table
+        return engine_step.execute(
             now_s,
             self._next_noise(),
             self._lines,
@@ -134,29 +201,6 @@ class Replica:
             late,
             self.counters,
         )
-        self.free_blocks = free
-        if self.free_blocks < 0:
-            raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
-        if end <= now_s:
-            return None
-        self.steps += 1
-        self.busy_s += end - now_s
-        self.busy_until_s = end
-        self.expected_end_s = now_s + plan.predicted_s
-        if self.cache.total_blocks > free:
-            self.cache.shrink_to(free)
-        emitted = self._emitted[:, :emissions].copy()
-        finished = self._finished[:done].copy()
-        rows = self._side[engine_step.ROW]
-        self.step = Step(
-            self.index,
-            self.steps,
-            end,
-            rows[emitted[0]],
-            emitted,
-            tuple(rows[finished].tolist()),
-        )
-        return self.step, finished
 
     def release(self, slot: int) -> int:
         """Take a request out of the table; returns the KV blocks it held, which are free again."""

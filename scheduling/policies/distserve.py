@@ -112,4 +112,5 @@ def policy(
         batching=DistServeBatches(token_budget, max_requests, spec_tokens),
         routing=get_routing(routing),
         admits_all=True,
+        repeats_decodes=True,
     )

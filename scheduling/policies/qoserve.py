@@ -224,4 +224,5 @@ def policy(
         ),
         routing=get_routing(routing),
         admits_all=True,
+        repeats_decodes=True,
     )

@@ -162,4 +162,5 @@ def policy(
         batching=SarathiBatches(token_budget, target_s, max_requests, watermark, spec_tokens),
         routing=get_routing(routing),
         admits_all=True,
+        repeats_decodes=True,
     )

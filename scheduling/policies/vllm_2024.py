@@ -132,4 +132,5 @@ def policy(
         batching=Vllm2024Batches(token_budget, max_requests, watermark, spec_tokens),
         routing=get_routing(routing),
         admits_all=True,
+        repeats_decodes=True,
     )

@@ -129,4 +129,5 @@ def policy(
         batching=VllmV1Batches(token_budget, max_requests, spec_tokens),
         routing=get_routing(routing),
         admits_all=True,
+        repeats_decodes=True,
     )

@@ -1,7 +1,8 @@
 """Search each baseline's best configuration: `python -m simulation.evaluation.tune [--data DIR]`.
 
 Coordinate search on the tuning part of the data, never on the part that is reported: starting from the default, every
-setting is tried at one step above the best rate found so far, and kept when it still meets the goal there.
+setting is tried at one step above the best rate found so far, and kept when it still meets the goal there. A cell is
+written as soon as it is found; cells that tuned.json knows are left alone, unless --again asks for them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from simulation.run import RunSpec
 from simulation.scenarios.catalog import PAPER_SCENARIOS
 from simulation.scenarios.sources import Part
 
-SLICE_S = 600.0
+SLICE_S = {"chatbot": 300.0, "summarization": 300.0, "mixed": 150.0, "reasoning": 120.0}
+BURSTY_SLICE_S = 600.0
+"""1,500 to 2,000 sessions, which last longer than ten minutes at one replica's capacity; bursty arrivals need more."""
 TOLERANCE = 0.05
 
 
@@ -49,17 +52,26 @@ def main() -> None:
     parser.add_argument("--policy", action="append", help="default: all baselines")
     parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--cache", default=str(DEFAULT_DIR))
+    parser.add_argument("--again", action="store_true", help="search known cells again")
     given = parser.parse_args()
+    known = _known()
     cells = [
         Cell(policy, profile, scenario, given.data, given.cache)
         for profile in given.profile or ("a100-opt-13b-kv", "a100-opt-7b")
         for scenario in given.scenario or PAPER_SCENARIOS
         for policy in given.policy or GRIDS
+        if given.again or f"{policy}/{profile}/{scenario}" not in known
     ]
-    results = run_all(best, cells, "tuning", lambda c: c.name, given.processes)
-    merged = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
-    merged.update({cell.name: result for cell, result in zip(cells, results, strict=True)})
-    TUNED.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n")
+    for start in range(0, len(cells), given.processes):
+        group = cells[start : start + given.processes]
+        results = run_all(best, group, f"tuning, {len(cells) - start} to go", lambda c: c.name, given.processes)
+        merged = _known() | {cell.name: result for cell, result in zip(group, results, strict=True)}
+        TUNED.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n")
+
+
+def _known() -> dict[str, dict[str, object]]:
+    known: dict[str, dict[str, object]] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    return known
 
 
 def best(cell: Cell) -> dict[str, object]:
@@ -93,7 +105,8 @@ def best(cell: Cell) -> dict[str, object]:
 
 def _spec(cell: Cell, setting: Setting) -> RunSpec:
     cluster = setting.cluster(1)
-    return RunSpec(cell.scenario, cell.profile, 1.0, cluster, Part.TUNE, cell.data, SLICE_S)
+    slice_s = SLICE_S.get(cell.scenario, BURSTY_SLICE_S)
+    return RunSpec(cell.scenario, cell.profile, 1.0, cluster, Part.TUNE, cell.data, slice_s)
 
 
 def _meets(cell: Cell, setting: Setting, rate: float, goal: Goal, cache: ResultCache) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -161,3 +163,27 @@ def test_the_compiled_step_moves_the_table_as_the_table_does_itself(seed: int, v
         assert end > now
         now = end
     assert free == 1000
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_workloads(longest=300), configurations(), st.sampled_from([None, 1, 2]))
+def test_steps_run_in_one_go_are_the_steps_run_one_by_one(
+    workload: Workload, config: ClusterConfig, prefill: int | None
+) -> None:
+    config = replace(
+        config, policy=config.policy if registry.get(config.policy).repeats_decodes else "vllm-v1", noise=0.0
+    )
+    if prefill is not None:
+        config = replace(config, policy="distserve", replicas=3, prefill_replicas=prefill, failures=())
+    together = Cluster(workload, small_profile(), config)
+    single = Cluster(workload, small_profile(), config)
+    single.policy = replace(single.policy, repeats_decodes=False)
+    together.run()
+    single.run()
+    assert np.array_equal(together.requests.times, single.requests.times)
+    assert np.array_equal(together.requests.late, single.requests.late)
+    assert np.array_equal(together.requests.preemptions, single.requests.preemptions)
+    for ours, theirs in zip(together.replicas, single.replicas, strict=True):
+        assert ours.steps == theirs.steps
+        assert np.array_equal(ours.counters, theirs.counters)
+    assert together.events <= single.events
