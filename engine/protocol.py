@@ -129,7 +129,7 @@ class RequestUpdate:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """One engine step: tokens and planner state together."""
+    """One engine step: tokens and planner state together; predicted_s is without the planner's margin."""
 
     step: int
     ended_s: float

@@ -52,7 +52,10 @@ class MarginEstimator:
 
     def observe_step(self, model: TimeModel, shape: BatchShape, seconds: float) -> None:
         """Learn from one step."""
-        predicted_s = model.duration_s(shape) / model.margin
+        self.observe_prediction(shape, model.duration_s(shape) / model.margin, seconds)
+
+    def observe_prediction(self, shape: BatchShape, predicted_s: float, seconds: float) -> None:
+        """Learn from one step whose duration was predicted elsewhere, without a margin."""
         if not (seconds > 0.0 and predicted_s > 0.0):
             return
         ratio = seconds / predicted_s

@@ -20,7 +20,7 @@ class BatchFormation:
 
     def form(self, plan: BatchPlan) -> Batch:
         """Return the batch; it is empty only when no request can be given memory."""
-        batch = Batch(predicted_s=float(plan.predicted_s))
+        batch = Batch()
         for slot in plan.relegate_slots.tolist():
             self._table.standard[slot] = False
             live = self._residents.at(slot)

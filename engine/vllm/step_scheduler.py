@@ -410,7 +410,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             _Step(
                 output,
                 started_s,
-                self._model.duration_s(shape),
+                self._model.duration_s(shape) / self._model.margin,
                 plan_s,
                 before_s + table_s,
                 shape,
