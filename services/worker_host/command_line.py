@@ -12,15 +12,18 @@ from typing import Any
 import click
 import uvloop
 
+from engine.kv.config import KvConfig
 from scheduling.registry import DEFAULT_POLICY
 from services.common.security import SecuritySettings
 from services.common.settings import CONTEXT, LogSettings, logging_options, security_options, store_options
 from services.common.store import StoreSettings
 from services.worker_host.engines import EngineOptions
 from services.worker_host.host import HostSettings
+from services.worker_host.kv_options import KvOptions
 from services.worker_host.process import WorkerSettings, run
 from services.worker_host.wire import ROLES
 
+_KV = KvConfig()
 _SECONDS = click.FloatRange(min=0.0, min_open=True)
 _COUNT = click.IntRange(min=1)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -57,6 +60,17 @@ _OPTIONS = [
     click.option("--gpu-memory-utilization", type=click.FloatRange(0.05, 1.0), help="vLLM on GPUs only"),
     click.option("--tensor-parallel-size", type=_COUNT, help="vLLM only"),
     click.option("--enforce-eager/--no-enforce-eager", default=None, help="vLLM only: no compiled graphs"),
+    click.option("--kv-exchange/--no-kv-exchange", default=None, help="by default for --role prefill and decode"),
+    click.option("--kv-host", default="", help="address for KV from other workers; by default that of --host"),
+    click.option("--kv-port", default=0, type=click.IntRange(0, 65535), help="0 for any"),
+    click.option("--kv-backend", default="auto", type=click.Choice(["auto", "gloo", "nccl"])),
+    click.option("--kv-connect-timeout-s", default=_KV.connect_timeout_s, type=_SECONDS),
+    click.option("--kv-io-timeout-s", default=_KV.io_timeout_s, type=_SECONDS, help="a silent peer is gone after this"),
+    click.option("--kv-heartbeat-s", default=_KV.heartbeat_s, type=_SECONDS),
+    click.option("--kv-lease-s", default=_KV.lease_s, type=_SECONDS, help="blocks are kept this long without a word"),
+    click.option("--kv-message-bytes", default=_KV.message_bytes, type=_COUNT, help="most bytes of one KV message"),
+    click.option("--kv-checksum", is_flag=True, help="prove that what arrives is what was sent; slower"),
+    click.option("--kv-block-bytes", default=256, type=_COUNT, help="emulated only: bytes of one KV block"),
     click.option("--time-model", type=_FILE, help="emulated only: JSON file with the step times"),
     click.option("--time-scale", default=1.0, type=_SECONDS, help="emulated only: multiplies every duration"),
     click.option("--time-noise", default=0.0, type=click.FloatRange(min=0), help="emulated only: relative deviation"),
@@ -99,4 +113,5 @@ def _settings(store: StoreSettings, security: SecuritySettings, **options: Any) 
     """Sort the options into the settings they belong to."""
     engine = EngineOptions(**{field.name: options.pop(field.name) for field in fields(EngineOptions)})
     limits = HostSettings(**{field.name: options.pop(field.name) for field in fields(HostSettings)})
-    return WorkerSettings(engine=engine, limits=limits, store=store, security=security, **options)
+    kv = KvOptions(**{field.name: options.pop(field.name) for field in fields(KvOptions)})
+    return WorkerSettings(engine=engine, kv=kv, limits=limits, store=store, security=security, **options)

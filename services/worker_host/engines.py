@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.kv.config import KvConfig
 from engine.protocol import Engine, EngineError
 from scheduling.registry import DEFAULT_POLICY
 from scheduling.time_model import TimeModel
@@ -49,6 +50,15 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class KvEnd:
+    """The engine's end of the KV exchange: the worker's name, the settings, and the size of an emulated block."""
+
+    worker_id: str
+    config: KvConfig
+    emulated_block_bytes: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class BuiltEngine:
     """An engine that is not started yet.
 
@@ -62,19 +72,19 @@ class BuiltEngine:
     settings_key: str
 
 
-def build(options: EngineOptions) -> BuiltEngine:
-    """Make the engine; EngineError says which setting is wrong."""
+def build(options: EngineOptions, kv: KvEnd | None = None) -> BuiltEngine:
+    """Make the engine, with KV exchange if kv is given; EngineError says which setting is wrong."""
     try:
         if options.engine == "emulated":
-            return _emulated(options)
+            return _emulated(options, kv)
         if options.engine == "vllm":
-            return _vllm(options)
+            return _vllm(options, kv)
     except (ValueError, OSError) as error:
         raise EngineError(f"The engine's settings cannot be used: {error}") from error
     raise EngineError(f"unknown engine {options.engine!r}; use vllm or emulated")
 
 
-def _emulated(options: EngineOptions) -> BuiltEngine:
+def _emulated(options: EngineOptions, kv: KvEnd | None) -> BuiltEngine:
     from engine.emulated import EmulatedConfig, EmulatedEngine
 
     config = EmulatedConfig(
@@ -95,6 +105,12 @@ def _emulated(options: EngineOptions) -> BuiltEngine:
         "output_mean": options.output_mean,
         "hardware": options.hardware or None,
     }
+    if kv is not None:
+        given |= {
+            "worker_id": kv.worker_id,
+            "kv_exchange": kv.config,
+            "kv_block_bytes": kv.emulated_block_bytes,
+        }
     if options.time_model:
         given["time_model"] = TimeModel.from_json(options.time_model.read_text())
     digest = NO_TOKENIZER
@@ -115,12 +131,13 @@ def _vocabulary(folder: Path) -> dict[str, Any]:
     return {"vocab_size": facts.get("vocab_size"), "eos_token_id": eos[0] if isinstance(eos, list) else eos}
 
 
-def _vllm(options: EngineOptions) -> BuiltEngine:
+def _vllm(options: EngineOptions, kv: KvEnd | None) -> BuiltEngine:
     if options.model_path is None:
         raise EngineError("The vLLM engine needs a model folder: give --model-path or set SLOS_MODEL_PATH")
     try:
         from engine.vllm.config import NgramSpeculation, VllmConfig
         from engine.vllm.engine import VllmEngine
+        from engine.vllm.kv.settings import with_kv_exchange
     except ImportError as error:
         raise EngineError(
             f"vLLM is not installed here ({error}); run deploy/install.sh or use --engine emulated"
@@ -146,6 +163,8 @@ def _vllm(options: EngineOptions) -> BuiltEngine:
         prefix_caching=options.prefix_caching,
         **{name: value for name, value in given.items() if value is not None},
     )
+    if kv is not None:
+        config = with_kv_exchange(config, kv.worker_id, kv.config)
     # Where the cores are matters less than how many there are.
     threads = len(options.cpu_cores.split(",")) if options.cpu_cores else "auto"
     settings = {

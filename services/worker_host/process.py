@@ -15,7 +15,7 @@ from typing import Any
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.protocol import Engine, EngineError, EngineInfo
+from engine.protocol import Engine, EngineError
 from protos.slos.v1 import worker_pb2, worker_pb2_grpc
 from services.common import metrics
 from services.common.rpc import add_port, new_server
@@ -24,6 +24,7 @@ from services.common.store import ReplicaRecord, Store, StoreSettings, StoreUnav
 from services.worker_host import engines, wire
 from services.worker_host.attach import WorkerService
 from services.worker_host.host import HostSettings, WorkerHost
+from services.worker_host.kv_options import KvOptions
 from services.worker_host.metrics import WorkerMetrics
 from services.worker_host.registration import Registration, WorkerIdTaken
 from services.worker_host.time_model import time_model
@@ -54,6 +55,7 @@ class WorkerSettings:
     profile_anew: bool = False
     profile_quick: bool = False
     metrics_port: int | None = None
+    kv: KvOptions = field(default_factory=KvOptions)
     limits: HostSettings = field(default_factory=HostSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
@@ -78,13 +80,14 @@ async def run(settings: WorkerSettings) -> int:
         port = add_port(server, f"{settings.host}:{settings.port}", settings.security)
         await _say(health_service, False)
         await server.start()
-        built = engines.build(settings.engine)
+        worker_id = settings.worker_id or f"{socket.gethostname()}-{port}"
+        built = engines.build(settings.engine, _kv_end(settings, worker_id))
         engine = built.engine
         info = replace(await stops.unless(engine.start()), model=built.model)
         fit = await stops.unless(
             time_model(engine, info, built.settings_key, store, settings.profile_anew, settings.profile_quick)
         )
-        worker = _describe(settings, port, info, built.tokenizer_hash, fit)
+        worker = wire.worker_info(worker_id, settings.role, built.tokenizer_hash, info, fit)
         host = WorkerHost(engine, worker, uuid.uuid4().hex, settings.limits)
         await _take_fence(store, host)
         address = f"{settings.advertise or _reachable(settings.host)}:{port}"
@@ -184,11 +187,9 @@ def _why(done: set[asyncio.Task[None]]) -> tuple[str, bool]:
     return "the engine has closed", False
 
 
-def _describe(
-    settings: WorkerSettings, port: int, info: EngineInfo, tokenizer_hash: str, time_model_json: str
-) -> worker_pb2.WorkerInfo:
-    worker_id = settings.worker_id or f"{socket.gethostname()}-{port}"
-    return wire.worker_info(worker_id, settings.role, tokenizer_hash, info, time_model_json)
+def _kv_end(settings: WorkerSettings, worker_id: str) -> engines.KvEnd | None:
+    config = settings.kv.config(settings.role, settings.host, settings.advertise)
+    return engines.KvEnd(worker_id, config, settings.kv.kv_block_bytes) if config else None
 
 
 async def _take_fence(store: Store, host: WorkerHost) -> None:
