@@ -140,20 +140,9 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take the tokens of a step and publish its record."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        self._note_recomputed()
         if scheduler_output.total_num_scheduled_tokens > 0:
             self._publish(scheduler_output, outputs, time.monotonic())
         return outputs
-
-    def _note_recomputed(self) -> None:
-        """Mark requests whose KV did not arrive from a prefill worker: their prompt is computed here."""
-        half = getattr(self.connector, "scheduler_half", None)
-        if half is None or not half.recomputed:
-            return
-        for vllm_id in half.recomputed:
-            if resident := self._residents.by_vllm_id.get(vllm_id):
-                resident.recomputed = resident.changed = True
-        half.recomputed.clear()
 
     def shutdown(self) -> None:
         """Close the socket with the engine."""
