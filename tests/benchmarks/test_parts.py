@@ -70,11 +70,18 @@ def test_overhead_alternates_and_compares_pair_by_pair() -> None:
 
         return generate
 
-    result = asyncio.run(overhead.compare(side("d", 0.01), side("c", 0.2), count=2, pairs=2, singles=2))
+    both = overhead.compare(side("d", 0.01), side("c", 0.2), count=2, pairs=2, singles=2, fall_asleep_s=0.01)
+    result = asyncio.run(both)
     assert result["throughput_ratio_median"] < 0.5
     assert result["added_ttft_ms"]["p50"] > 50
     bursts = [entry.split("-")[0] + entry.split("-")[1] for entry in order if "burst-0" in entry or "burst-1" in entry]
     assert bursts == ["d:burst0"] * 2 + ["c:burst0"] * 2 + ["c:burst1"] * 2 + ["d:burst1"] * 2
+    assert [entry for entry in order if "single-" in entry][-4:] == [
+        "c:single--7",
+        "c:single-1",
+        "d:single--8",
+        "d:single-1",
+    ]
 
 
 def test_overhead_refuses_a_side_that_loses_tokens() -> None:
