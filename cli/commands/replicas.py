@@ -14,6 +14,8 @@ from cli.rpc import Connection, Target, connect
 from cli.views import replica_rows
 from protos.slos.v1 import admin_pb2
 
+_RATIOS = ("p50", "p99", "largest", "margin")
+
 
 @click.group()
 def replicas() -> None:
@@ -45,11 +47,18 @@ def describe(target: Target, replica: str, as_json: bool) -> None:
     if as_json:
         print_json(data)
         return
-    time_model = data.pop("time_model")
+    time_model, step_errors = data.pop("time_model"), data.pop("step_errors")
     for name, value in data.items():
         click.echo(f"{name:<20} {value:.2f}" if isinstance(value, float) else f"{name:<20} {value}")
     quality = (time_model or {}).get("quality")
     click.echo(f"{'time_model':<20} {'none yet' if not time_model else quality or 'see --json'}")
+    if step_errors:
+        click.echo("\nMeasured over predicted time of steps, and the margin that each kind of batch wants:")
+        rows = [
+            [kind, int(errors["steps"]), *(f"{errors[name]:.2f}" for name in _RATIOS)]
+            for kind, errors in step_errors.items()
+        ]
+        print_table(["BATCH", "STEPS", "P50", "P99", "LARGEST", "MARGIN"], rows, empty="")
 
 
 @replicas.command()
@@ -121,6 +130,8 @@ def _data(replica: admin_pb2.Replica) -> dict[str, Any]:
     data = to_dict(replica)
     text = data.pop("time_model_json")
     data["time_model"] = json.loads(text) if text else None
+    margin = data.pop("margin_json")
+    data["step_errors"] = json.loads(margin) if margin else {}
     return data
 
 

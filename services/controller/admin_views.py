@@ -42,6 +42,8 @@ def replica_to_wire(replica: Replica) -> admin_pb2.Replica:
         max_batch_requests=info.max_batch_requests,
         max_model_len=info.max_model_len,
         max_spec_tokens=info.max_spec_tokens,
+        time_margin=mirror.model.margin if mirror is not None else 0.0,
+        margin_json=json.dumps(replica.margin.explain()) if replica.margin is not None else "",
     )
 
 

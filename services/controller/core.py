@@ -27,6 +27,7 @@ from services.controller.fit import why_unfit
 from services.controller.intake import Intake
 from services.controller.invariants import problems
 from services.controller.journal import JournalWriter
+from services.controller.learned_margin import LearnedMargin
 from services.controller.ledger import outcome_of
 from services.controller.metrics import Metrics
 from services.controller.relay import Relay
@@ -38,6 +39,8 @@ from services.controller.worker_events import WorkerEvents
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = 1.0
+PRECISION_TARGET = 0.99
+"""Where no class says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Core:
             proto_version=PROTO_VERSION, fencing_token=fencing_token, controller_id=controller_id
         )
         self.replicas = ReplicaManager(
-            store, self._make_hello, partial(why_unfit, models), make_channel, settings.replicas
+            store, self._make_hello, partial(why_unfit, models), make_channel, self._make_margin, settings.replicas
         )
         self.journal = JournalWriter(store, lambda: fencing_token, lambda: self.replicas, fenced)
         self.accounts = Accounts(self.journal, metrics)
@@ -258,6 +261,7 @@ class Core:
             request.note("its client has gone")
             request.finish(common_pb2.FINISH_REASON_CANCELLED)
         self.accounts.ended(request)
+        self.replicas.ended(request)
         self.admission.capacity_changed()
         if self._idle is not None and not self.live:
             self._idle.set()
@@ -275,6 +279,12 @@ class Core:
         return self._intake.remaining(slo_class, request.call, request.max_output_tokens, len(request.output))
 
     # ---- inside
+
+    def _make_margin(self) -> LearnedMargin | None:
+        if self.policy.admits_all:
+            return None  # no promise is computed that a margin could keep
+        targets = [slo_class.precision_target for slo_class in self.directory.classes.values()]
+        return LearnedMargin(max(targets, default=PRECISION_TARGET))
 
     def _make_hello(self) -> worker_pb2.Hello:
         hello = worker_pb2.Hello()

@@ -16,13 +16,18 @@ from services.controller.request import LiveRequest
 RECENT = 1000
 
 
-def outcome_of(request: LiveRequest) -> common_pb2.Outcome:
-    """Score a request that has ended, from the times at which its tokens were handed over."""
-    complete = request.finish_reason in (
+def is_complete(request: LiveRequest) -> bool:
+    """Whether a request has ended by itself."""
+    return request.finish_reason in (
         common_pb2.FINISH_REASON_STOP,
         common_pb2.FINISH_REASON_LENGTH,
         common_pb2.FINISH_REASON_TOOL_CALLS,
     )
+
+
+def outcome_of(request: LiveRequest) -> common_pb2.Outcome:
+    """Score a request that has ended, from the times at which its tokens were handed over."""
+    complete = is_complete(request)
     result = score(request.arrival_s, request.token_times_s, request.slo, request.thinking_tokens, complete)
     return common_pb2.Outcome(
         attained=result.attained,

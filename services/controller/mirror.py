@@ -40,6 +40,10 @@ class ReplicaMirror:
         self.model = TimeModel.from_json(info.time_model_json)
         self.prefixes = PrefixIndex(self.limits.block_size, self.limits.total_blocks) if info.prefix_caching else None
 
+    def set_margin(self, margin: float) -> None:
+        """Plan with this safety factor on predicted times."""
+        self.model = self.model.with_margin(margin)
+
     def view(self, requests: Iterable[LiveRequest] = ()) -> ReplicaView:
         """Return what routing and admission take, for these candidates; it shares the table."""
         cached = {request.wire_id: held for request in requests if (held := self.cached_tokens(request))}

@@ -12,6 +12,7 @@ import grpc
 
 from protos.slos.v1 import worker_pb2
 from services.common.rpc import PROTO_VERSION
+from services.controller.learned_margin import LearnedMargin
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
 from services.controller.placements import Placements
@@ -35,8 +36,12 @@ class Replica:
         check: Callable[[worker_pb2.WorkerInfo], str],
         make_channel: Callable[[str], grpc.aio.Channel],
         times: LinkTimes | None = None,
+        margin: LearnedMargin | None = None,
     ) -> None:
-        """Prepare; `start` connects. check says why a worker's info does not fit, or nothing."""
+        """Prepare; `start` connects. check says why a worker's info does not fit, or nothing.
+
+        margin: learns from this replica; None: times are planned as predicted.
+        """
         self.worker_id = worker_id
         self.info = info
         self.state = ReplicaState.CONNECTING
@@ -56,6 +61,7 @@ class Replica:
         self._check = check
         self.link = WorkerLink(address, self, make_channel, times)
         self.placed = Placements(worker_id, self.link)
+        self.margin = margin
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -93,9 +99,11 @@ class Replica:
         """Ask the worker to change its role."""
         self.link.send(worker_pb2.Command(set_role=worker_pb2.SetRole(role=role)))
 
-    def configure(self, settings: worker_pb2.Configure) -> None:
-        """Change settings of the worker's step scheduler."""
-        self.link.send(worker_pb2.Command(configure=settings))
+    def promise_ended(self, kept: bool) -> None:
+        """Learn from a promise that this replica had its part in."""
+        if self.margin is not None:
+            self.margin.promise_ended(kept)
+            self._use_margin()
 
     def acknowledge(self, event: int) -> None:
         """Let the worker drop its events up to this one, unless it has been told before."""
@@ -135,6 +143,8 @@ class Replica:
             if self.incarnation:
                 self._displace_all("its events were lost" if same_process else "the worker was restarted")
             self.placed.mirror = mirror
+            if self.margin is not None:
+                self.margin.attached(mirror.model)
             self.placed.leaving.clear()
         if not same_process:
             self.last_event = self.acknowledged = 0
@@ -147,6 +157,7 @@ class Replica:
         self._missing = self.placed.reconcile(held)
         if self.draining and not info.draining:
             self.link.send(worker_pb2.Command(drain=worker_pb2.Drain(draining=True)))
+        self._use_margin(again=True)
         self.problem = ""
         log.info("worker %s attached (%s, %s)", self.worker_id, info.model, info.hardware)
         self._settle(drained=self.draining and not held)
@@ -241,6 +252,9 @@ class Replica:
         self.steps += 1
         self.step_times_s.append(step.duration_us / 1e6)
         self.mirror.stepped(step)
+        if self.margin is not None:
+            self.margin.stepped(step)
+            self._use_margin()
         if self._strange_replay:
             for update in step.requests:
                 if update.finish_reason:
@@ -257,6 +271,15 @@ class Replica:
             self.placed.gone(update.request_id)
             if leg is not None:
                 self._events.prefilled(self, leg, update, ended_s)
+
+    def _use_margin(self, again: bool = False) -> None:
+        """Plan with what was learned, here and on the worker; again: a worker that may have forgotten is told."""
+        if self.margin is None or self.mirror is None:
+            return
+        if self.margin.take() or again:
+            self.mirror.set_margin(self.margin.in_force)
+            configure = worker_pb2.Configure(time_margin=self.margin.in_force)
+            self.link.send(worker_pb2.Command(configure=configure))
 
     def _rejected(self, rejected: worker_pb2.Rejected) -> None:
         self._drop_leg(rejected.request_id, rejected.reason)

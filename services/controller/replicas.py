@@ -13,9 +13,12 @@ import grpc
 from protos.slos.v1 import client_pb2, worker_pb2
 from services.common.store import ReplicaRecord, Store, StoreUnavailable
 from services.controller.contract import ApiError
+from services.controller.learned_margin import LearnedMargin
+from services.controller.ledger import is_complete
 from services.controller.link import LinkTimes
 from services.controller.replica import Replica
 from services.controller.replica_events import ReplicaEvents, ReplicaState
+from services.controller.request import LiveRequest
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class ReplicaManager:
         make_hello: Callable[[], worker_pb2.Hello],
         check: Callable[[worker_pb2.WorkerInfo], str],
         make_channel: Callable[[str], grpc.aio.Channel],
+        make_margin: Callable[[], LearnedMargin | None],
         settings: ReplicaSettings,
     ) -> None:
         """Prepare; `run` does the work."""
@@ -47,6 +51,7 @@ class ReplicaManager:
         self._make_hello = make_hello
         self._check = check
         self._make_channel = make_channel
+        self._make_margin = make_margin
         self._settings = settings
         self._replicas: dict[str, Replica] = {}
         self._struck_off: set[str] = set()
@@ -92,6 +97,15 @@ class ReplicaManager:
         if not states:
             return f"no worker has registered for model {model}; start one"
         return f"no replica of model {model} is ready ({'; '.join(sorted(states))})"
+
+    def ended(self, request: LiveRequest) -> None:
+        """Let the replicas that served a promised request learn from its end, unless another one was lost under it."""
+        if not request.promised or request.attempts or not is_complete(request):
+            return
+        for worker_id in {request.replica, request.prefill_replica}:
+            replica = self._replicas.get(worker_id)
+            if replica is not None:
+                replica.promise_ended(request.outcome is not None and request.outcome.promise_kept)
 
     async def run(self, events: ReplicaEvents) -> None:
         """Follow the registry until cancelled; events: told of what happens on replicas."""
@@ -155,6 +169,7 @@ class ReplicaManager:
             self._check,
             self._make_channel,
             self._settings.link,
+            self._make_margin(),
         )
         self._replicas[record.worker_id] = replica
         replica.start()

@@ -49,6 +49,8 @@ def test_replicas(emulated_cluster: Cluster) -> None:
     data = emulated_cluster.slosctl_json("replicas", "describe", "worker-0")
     assert data["emulated"] is True
     assert data["time_model"]["lines"]
+    assert data["time_margin"] > 1.0
+    assert isinstance(data["step_errors"], dict)
     assert "kv_capacity_tokens" in emulated_cluster.slosctl("replicas", "describe", "worker-0")
     unknown = run_slosctl(emulated_cluster.folder, "replicas", "describe", "worker-9")
     assert unknown.returncode == Exit.NOT_FOUND

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.slos.v1 import common_pb2 as protos_dot_slos_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/slos/v1/admin.proto\x12\x07slos.v1\x1a\x1bprotos/slos/v1/common.proto\"\x12\n\x10GetStatusRequest\"\x86\x02\n\x11GetStatusResponse\x12\"\n\x08replicas\x18\x01 \x03(\x0b\x32\x10.slos.v1.Replica\x12\x10\n\x08redis_ok\x18\x02 \x01(\x08\x12\x18\n\x10running_standard\x18\x03 \x01(\r\x12\x1b\n\x13running_best_effort\x18\x04 \x01(\r\x12\x1a\n\x12queued_best_effort\x18\x05 \x01(\r\x12$\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x13.slos.v1.ClassStats\x12\x10\n\x08uptime_s\x18\x07 \x01(\x01\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x0e\n\x06models\x18\t \x03(\t\x12\x10\n\x08problems\x18\n \x03(\t\"\xb7\x01\n\nClassStats\x12\x11\n\tslo_class\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x04\x12\x10\n\x08promised\x18\x03 \x01(\x04\x12\x0c\n\x04kept\x18\x04 \x01(\x04\x12\x10\n\x08\x61ttained\x18\x05 \x01(\x04\x12\x13\n\x0bttft_p50_ms\x18\x06 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x07 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\t \x01(\x01\"\x15\n\x13ListReplicasRequest\":\n\x14ListReplicasResponse\x12\"\n\x08replicas\x18\x01 \x03(\x0b\x32\x10.slos.v1.Replica\"!\n\x0eReplicaRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\"\x17\n\x15RemoveReplicaResponse\"6\n\x15SetReplicaRoleRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\xaa\x03\n\x07Replica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x65mulated\x18\x06 \x01(\x08\x12\x1a\n\x12kv_capacity_tokens\x18\x07 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x08 \x01(\x04\x12\x10\n\x08standard\x18\t \x01(\r\x12\x13\n\x0b\x62\x65st_effort\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\x04\x12\x0f\n\x07step_ms\x18\x0c \x01(\x01\x12\x0e\n\x06rtt_ms\x18\r \x01(\x01\x12\x10\n\x08hardware\x18\x0e \x01(\t\x12\x17\n\x0ftime_model_json\x18\x0f \x01(\t\x12\x0f\n\x07problem\x18\x10 \x01(\t\x12\x12\n\nblock_size\x18\x11 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x12 \x01(\r\x12\x1a\n\x12max_batch_requests\x18\x13 \x01(\r\x12\x15\n\rmax_model_len\x18\x14 \x01(\r\x12\x17\n\x0fmax_spec_tokens\x18\x15 \x01(\r\"\x17\n\x15ListSloClassesRequest\"<\n\x16ListSloClassesResponse\x12\"\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x11.slos.v1.SloClass\":\n\x12SetSloClassRequest\x12$\n\tslo_class\x18\x01 \x01(\x0b\x32\x11.slos.v1.SloClass\"%\n\x15RemoveSloClassRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16RemoveSloClassResponse\"\x14\n\x12ListTenantsRequest\"7\n\x13ListTenantsResponse\x12 \n\x07tenants\x18\x01 \x03(\x0b\x32\x0f.slos.v1.Tenant\"3\n\x10SetTenantRequest\x12\x1f\n\x06tenant\x18\x01 \x01(\x0b\x32\x0f.slos.v1.Tenant\"#\n\x13RemoveTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse\":\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x14\n\x0crunning_only\x18\x02 \x01(\x08\">\n\x14ListRequestsResponse\x12&\n\x08requests\x18\x01 \x03(\x0b\x32\x14.slos.v1.RequestInfo\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa5\x02\n\x0bRequestInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12!\n\x07promise\x18\x04 \x01(\x0b\x32\x10.slos.v1.Promise\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12\r\n\x05\x61ge_s\x18\x07 \x01(\x01\x12,\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x15.slos.v1.FinishReason\x12!\n\x07outcome\x18\t \x01(\x0b\x32\x10.slos.v1.Outcome\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x0f\n\x07history\x18\x0b \x03(\t\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"I\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x11\n\tplan_json\x18\x03 \x01(\t2\x9e\x08\n\x05\x41\x64min\x12\x42\n\tGetStatus\x12\x19.slos.v1.GetStatusRequest\x1a\x1a.slos.v1.GetStatusResponse\x12K\n\x0cListReplicas\x12\x1c.slos.v1.ListReplicasRequest\x1a\x1d.slos.v1.ListReplicasResponse\x12\x39\n\x0c\x44rainReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x10.slos.v1.Replica\x12;\n\x0eUndrainReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x10.slos.v1.Replica\x12H\n\rRemoveReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x1e.slos.v1.RemoveReplicaResponse\x12\x42\n\x0eSetReplicaRole\x12\x1e.slos.v1.SetReplicaRoleRequest\x1a\x10.slos.v1.Replica\x12Q\n\x0eListSloClasses\x12\x1e.slos.v1.ListSloClassesRequest\x1a\x1f.slos.v1.ListSloClassesResponse\x12=\n\x0bSetSloClass\x12\x1b.slos.v1.SetSloClassRequest\x1a\x11.slos.v1.SloClass\x12Q\n\x0eRemoveSloClass\x12\x1e.slos.v1.RemoveSloClassRequest\x1a\x1f.slos.v1.RemoveSloClassResponse\x12H\n\x0bListTenants\x12\x1b.slos.v1.ListTenantsRequest\x1a\x1c.slos.v1.ListTenantsResponse\x12\x37\n\tSetTenant\x12\x19.slos.v1.SetTenantRequest\x1a\x0f.slos.v1.Tenant\x12K\n\x0cRemoveTenant\x12\x1c.slos.v1.RemoveTenantRequest\x1a\x1d.slos.v1.RemoveTenantResponse\x12K\n\x0cListRequests\x12\x1c.slos.v1.ListRequestsRequest\x1a\x1d.slos.v1.ListRequestsResponse\x12>\n\nGetRequest\x12\x1a.slos.v1.GetRequestRequest\x1a\x14.slos.v1.RequestInfo\x12<\n\x07\x45xplain\x12\x17.slos.v1.ExplainRequest\x1a\x18.slos.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/slos/v1/admin.proto\x12\x07slos.v1\x1a\x1bprotos/slos/v1/common.proto\"\x12\n\x10GetStatusRequest\"\x86\x02\n\x11GetStatusResponse\x12\"\n\x08replicas\x18\x01 \x03(\x0b\x32\x10.slos.v1.Replica\x12\x10\n\x08redis_ok\x18\x02 \x01(\x08\x12\x18\n\x10running_standard\x18\x03 \x01(\r\x12\x1b\n\x13running_best_effort\x18\x04 \x01(\r\x12\x1a\n\x12queued_best_effort\x18\x05 \x01(\r\x12$\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x13.slos.v1.ClassStats\x12\x10\n\x08uptime_s\x18\x07 \x01(\x01\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x0e\n\x06models\x18\t \x03(\t\x12\x10\n\x08problems\x18\n \x03(\t\"\xb7\x01\n\nClassStats\x12\x11\n\tslo_class\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x04\x12\x10\n\x08promised\x18\x03 \x01(\x04\x12\x0c\n\x04kept\x18\x04 \x01(\x04\x12\x10\n\x08\x61ttained\x18\x05 \x01(\x04\x12\x13\n\x0bttft_p50_ms\x18\x06 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x07 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\t \x01(\x01\"\x15\n\x13ListReplicasRequest\":\n\x14ListReplicasResponse\x12\"\n\x08replicas\x18\x01 \x03(\x0b\x32\x10.slos.v1.Replica\"!\n\x0eReplicaRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\"\x17\n\x15RemoveReplicaResponse\"6\n\x15SetReplicaRoleRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\xd4\x03\n\x07Replica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x65mulated\x18\x06 \x01(\x08\x12\x1a\n\x12kv_capacity_tokens\x18\x07 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x08 \x01(\x04\x12\x10\n\x08standard\x18\t \x01(\r\x12\x13\n\x0b\x62\x65st_effort\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\x04\x12\x0f\n\x07step_ms\x18\x0c \x01(\x01\x12\x0e\n\x06rtt_ms\x18\r \x01(\x01\x12\x10\n\x08hardware\x18\x0e \x01(\t\x12\x17\n\x0ftime_model_json\x18\x0f \x01(\t\x12\x0f\n\x07problem\x18\x10 \x01(\t\x12\x12\n\nblock_size\x18\x11 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x12 \x01(\r\x12\x1a\n\x12max_batch_requests\x18\x13 \x01(\r\x12\x15\n\rmax_model_len\x18\x14 \x01(\r\x12\x17\n\x0fmax_spec_tokens\x18\x15 \x01(\r\x12\x13\n\x0btime_margin\x18\x16 \x01(\x01\x12\x13\n\x0bmargin_json\x18\x17 \x01(\t\"\x17\n\x15ListSloClassesRequest\"<\n\x16ListSloClassesResponse\x12\"\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x11.slos.v1.SloClass\":\n\x12SetSloClassRequest\x12$\n\tslo_class\x18\x01 \x01(\x0b\x32\x11.slos.v1.SloClass\"%\n\x15RemoveSloClassRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16RemoveSloClassResponse\"\x14\n\x12ListTenantsRequest\"7\n\x13ListTenantsResponse\x12 \n\x07tenants\x18\x01 \x03(\x0b\x32\x0f.slos.v1.Tenant\"3\n\x10SetTenantRequest\x12\x1f\n\x06tenant\x18\x01 \x01(\x0b\x32\x0f.slos.v1.Tenant\"#\n\x13RemoveTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveTenantResponse\":\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x14\n\x0crunning_only\x18\x02 \x01(\x08\">\n\x14ListRequestsResponse\x12&\n\x08requests\x18\x01 \x03(\x0b\x32\x14.slos.v1.RequestInfo\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa5\x02\n\x0bRequestInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12!\n\x07promise\x18\x04 \x01(\x0b\x32\x10.slos.v1.Promise\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12\r\n\x05\x61ge_s\x18\x07 \x01(\x01\x12,\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x15.slos.v1.FinishReason\x12!\n\x07outcome\x18\t \x01(\x0b\x32\x10.slos.v1.Outcome\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x0f\n\x07history\x18\x0b \x03(\t\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"I\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x11\n\tplan_json\x18\x03 \x01(\t2\x9e\x08\n\x05\x41\x64min\x12\x42\n\tGetStatus\x12\x19.slos.v1.GetStatusRequest\x1a\x1a.slos.v1.GetStatusResponse\x12K\n\x0cListReplicas\x12\x1c.slos.v1.ListReplicasRequest\x1a\x1d.slos.v1.ListReplicasResponse\x12\x39\n\x0c\x44rainReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x10.slos.v1.Replica\x12;\n\x0eUndrainReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x10.slos.v1.Replica\x12H\n\rRemoveReplica\x12\x17.slos.v1.ReplicaRequest\x1a\x1e.slos.v1.RemoveReplicaResponse\x12\x42\n\x0eSetReplicaRole\x12\x1e.slos.v1.SetReplicaRoleRequest\x1a\x10.slos.v1.Replica\x12Q\n\x0eListSloClasses\x12\x1e.slos.v1.ListSloClassesRequest\x1a\x1f.slos.v1.ListSloClassesResponse\x12=\n\x0bSetSloClass\x12\x1b.slos.v1.SetSloClassRequest\x1a\x11.slos.v1.SloClass\x12Q\n\x0eRemoveSloClass\x12\x1e.slos.v1.RemoveSloClassRequest\x1a\x1f.slos.v1.RemoveSloClassResponse\x12H\n\x0bListTenants\x12\x1b.slos.v1.ListTenantsRequest\x1a\x1c.slos.v1.ListTenantsResponse\x12\x37\n\tSetTenant\x12\x19.slos.v1.SetTenantRequest\x1a\x0f.slos.v1.Tenant\x12K\n\x0cRemoveTenant\x12\x1c.slos.v1.RemoveTenantRequest\x1a\x1d.slos.v1.RemoveTenantResponse\x12K\n\x0cListRequests\x12\x1c.slos.v1.ListRequestsRequest\x1a\x1d.slos.v1.ListRequestsResponse\x12>\n\nGetRequest\x12\x1a.slos.v1.GetRequestRequest\x1a\x14.slos.v1.RequestInfo\x12<\n\x07\x45xplain\x12\x17.slos.v1.ExplainRequest\x1a\x18.slos.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,39 +49,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETREPLICAROLEREQUEST']._serialized_start=682
   _globals['_SETREPLICAROLEREQUEST']._serialized_end=736
   _globals['_REPLICA']._serialized_start=739
-  _globals['_REPLICA']._serialized_end=1165
-  _globals['_LISTSLOCLASSESREQUEST']._serialized_start=1167
-  _globals['_LISTSLOCLASSESREQUEST']._serialized_end=1190
-  _globals['_LISTSLOCLASSESRESPONSE']._serialized_start=1192
-  _globals['_LISTSLOCLASSESRESPONSE']._serialized_end=1252
-  _globals['_SETSLOCLASSREQUEST']._serialized_start=1254
-  _globals['_SETSLOCLASSREQUEST']._serialized_end=1312
-  _globals['_REMOVESLOCLASSREQUEST']._serialized_start=1314
-  _globals['_REMOVESLOCLASSREQUEST']._serialized_end=1351
-  _globals['_REMOVESLOCLASSRESPONSE']._serialized_start=1353
-  _globals['_REMOVESLOCLASSRESPONSE']._serialized_end=1377
-  _globals['_LISTTENANTSREQUEST']._serialized_start=1379
-  _globals['_LISTTENANTSREQUEST']._serialized_end=1399
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=1401
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1456
-  _globals['_SETTENANTREQUEST']._serialized_start=1458
-  _globals['_SETTENANTREQUEST']._serialized_end=1509
-  _globals['_REMOVETENANTREQUEST']._serialized_start=1511
-  _globals['_REMOVETENANTREQUEST']._serialized_end=1546
-  _globals['_REMOVETENANTRESPONSE']._serialized_start=1548
-  _globals['_REMOVETENANTRESPONSE']._serialized_end=1570
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=1572
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=1630
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1632
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1694
-  _globals['_GETREQUESTREQUEST']._serialized_start=1696
-  _globals['_GETREQUESTREQUEST']._serialized_end=1735
-  _globals['_REQUESTINFO']._serialized_start=1738
-  _globals['_REQUESTINFO']._serialized_end=2031
-  _globals['_EXPLAINREQUEST']._serialized_start=2033
-  _globals['_EXPLAINREQUEST']._serialized_end=2069
-  _globals['_EXPLAINRESPONSE']._serialized_start=2071
-  _globals['_EXPLAINRESPONSE']._serialized_end=2144
-  _globals['_ADMIN']._serialized_start=2147
-  _globals['_ADMIN']._serialized_end=3201
+  _globals['_REPLICA']._serialized_end=1207
+  _globals['_LISTSLOCLASSESREQUEST']._serialized_start=1209
+  _globals['_LISTSLOCLASSESREQUEST']._serialized_end=1232
+  _globals['_LISTSLOCLASSESRESPONSE']._serialized_start=1234
+  _globals['_LISTSLOCLASSESRESPONSE']._serialized_end=1294
+  _globals['_SETSLOCLASSREQUEST']._serialized_start=1296
+  _globals['_SETSLOCLASSREQUEST']._serialized_end=1354
+  _globals['_REMOVESLOCLASSREQUEST']._serialized_start=1356
+  _globals['_REMOVESLOCLASSREQUEST']._serialized_end=1393
+  _globals['_REMOVESLOCLASSRESPONSE']._serialized_start=1395
+  _globals['_REMOVESLOCLASSRESPONSE']._serialized_end=1419
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1421
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1441
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1443
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1498
+  _globals['_SETTENANTREQUEST']._serialized_start=1500
+  _globals['_SETTENANTREQUEST']._serialized_end=1551
+  _globals['_REMOVETENANTREQUEST']._serialized_start=1553
+  _globals['_REMOVETENANTREQUEST']._serialized_end=1588
+  _globals['_REMOVETENANTRESPONSE']._serialized_start=1590
+  _globals['_REMOVETENANTRESPONSE']._serialized_end=1612
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=1614
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=1672
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1674
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1736
+  _globals['_GETREQUESTREQUEST']._serialized_start=1738
+  _globals['_GETREQUESTREQUEST']._serialized_end=1777
+  _globals['_REQUESTINFO']._serialized_start=1780
+  _globals['_REQUESTINFO']._serialized_end=2073
+  _globals['_EXPLAINREQUEST']._serialized_start=2075
+  _globals['_EXPLAINREQUEST']._serialized_end=2111
+  _globals['_EXPLAINRESPONSE']._serialized_start=2113
+  _globals['_EXPLAINRESPONSE']._serialized_end=2186
+  _globals['_ADMIN']._serialized_start=2189
+  _globals['_ADMIN']._serialized_end=3243
 # @@protoc_insertion_point(module_scope)

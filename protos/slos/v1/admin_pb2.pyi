@@ -86,7 +86,7 @@ class SetReplicaRoleRequest(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("replica", "role", "state", "address", "model", "emulated", "kv_capacity_tokens", "kv_used_tokens", "standard", "best_effort", "steps", "step_ms", "rtt_ms", "hardware", "time_model_json", "problem", "block_size", "max_batch_tokens", "max_batch_requests", "max_model_len", "max_spec_tokens")
+    __slots__ = ("replica", "role", "state", "address", "model", "emulated", "kv_capacity_tokens", "kv_used_tokens", "standard", "best_effort", "steps", "step_ms", "rtt_ms", "hardware", "time_model_json", "problem", "block_size", "max_batch_tokens", "max_batch_requests", "max_model_len", "max_spec_tokens", "time_margin", "margin_json")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,8 @@ class Replica(_message.Message):
     MAX_BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_SPEC_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIME_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_JSON_FIELD_NUMBER: _ClassVar[int]
     replica: str
     role: str
     state: str
@@ -129,7 +131,9 @@ class Replica(_message.Message):
     max_batch_requests: int
     max_model_len: int
     max_spec_tokens: int
-    def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., emulated: _Optional[bool] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., standard: _Optional[int] = ..., best_effort: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., hardware: _Optional[str] = ..., time_model_json: _Optional[str] = ..., problem: _Optional[str] = ..., block_size: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_spec_tokens: _Optional[int] = ...) -> None: ...
+    time_margin: float
+    margin_json: str
+    def __init__(self, replica: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., emulated: _Optional[bool] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., standard: _Optional[int] = ..., best_effort: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms: _Optional[float] = ..., rtt_ms: _Optional[float] = ..., hardware: _Optional[str] = ..., time_model_json: _Optional[str] = ..., problem: _Optional[str] = ..., block_size: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_spec_tokens: _Optional[int] = ..., time_margin: _Optional[float] = ..., margin_json: _Optional[str] = ...) -> None: ...
 
 class ListSloClassesRequest(_message.Message):
     __slots__ = ()

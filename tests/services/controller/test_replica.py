@@ -13,6 +13,7 @@ import pytest
 from protos.slos.v1 import common_pb2, worker_pb2
 from scheduling.types import Admission
 from services.common.metrics import CollectorRegistry
+from services.controller.learned_margin import LearnedMargin
 from services.controller.link import LinkTimes
 from services.controller.metrics import Metrics
 from services.controller.relay import Relay
@@ -59,11 +60,11 @@ def check(worker: worker_pb2.WorkerInfo) -> str:
 
 
 @contextlib.asynccontextmanager
-async def attached(peer: Peer, record: Record) -> AsyncIterator[Replica]:
+async def attached(peer: Peer, record: Record, margin: LearnedMargin | None = None) -> AsyncIterator[Replica]:
     async with listening(peer) as address:
         channel = partial(grpc.aio.insecure_channel, options=[("grpc.use_local_subchannel_pool", 1)])
         hello = partial(worker_pb2.Hello, proto_version=1, fencing_token=7, controller_id="test")
-        replica = Replica("peer", address, info(), record, hello, check, channel, FAST)
+        replica = Replica("peer", address, info(), record, hello, check, channel, FAST, margin)
         replica.start()
         try:
             yield replica
