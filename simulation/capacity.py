@@ -15,7 +15,8 @@ from simulation.scenarios import slices
 from simulation.scenarios.catalog import find_scenario
 
 TOLERANCE = 0.03
-GROWTH = 1.35
+GROWTH, GROWTH_WHEN_KNOWN = 1.35, 1.08
+"""How far a search looks up or down first, without and with a rate to start from; the stride then doubles."""
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e4
 Progress = Callable[[RunSpec, Summary], None]
 
@@ -67,7 +68,7 @@ def find(
     """
     spec = stopping(spec, goal)
     step = math.log1p(tolerance)
-    stride = max(1, round(math.log(GROWTH) / step))
+    stride = max(1, round(math.log(GROWTH_WHEN_KNOWN if start else GROWTH) / step))
     known: dict[int, Summary] = {}
 
     def met(index: int) -> bool:
@@ -83,12 +84,14 @@ def find(
     if met(index):
         low, high = index, index + stride
         while high < high_end and met(high):
+            stride *= 2
             low, high = high, high + stride
     else:
         low, high = index - stride, index
         while low > low_end and not met(low):
-            low, high = low - stride, low
-        if low <= low_end:
+            stride *= 2
+            low, high = max(low - stride, low_end), low
+        if not met(low):
             return Capacity(0.0, None, len(known))
     while high - low > 1:
         middle = (low + high) // 2

@@ -27,11 +27,17 @@ def run_all(
     name: Callable[[Job], str],
     processes: int | None = None,
     quiet: bool = False,
+    done: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
-    """Results in the order of the jobs; the first failure is raised when the running jobs have ended."""
+    """Results in the order of the jobs; the first failure is raised when the running jobs have ended.
+
+    done: called in this process with index and result of every job as soon as it is known.
+    """
     results: dict[int, Result] = {}
     for index, result in _completed(work, jobs, label, name, processes or cores(), quiet):
         results[index] = result
+        if done is not None:
+            done(index, result)
     return [results[i] for i in range(len(jobs))]
 
 

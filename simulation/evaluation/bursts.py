@@ -27,6 +27,10 @@ def burst_figure(scope: Scope, effort: Effort, capacities: Sequence[Figures], pa
     return [
         {
             "policy": summary.policy,
+            "scenario": "coding",
+            "slice_s": effort.slice_s,
+            "tolerance": effort.tolerance,
+            "public_data": bool(effort.data),
             "rate_per_gpu": rate,
             "attained": summary.attained,
             "ttft_ms": summary.ttft_ms,

@@ -15,6 +15,7 @@ from simulation.scenarios.catalog import PAPER_SCENARIOS
 
 Rows = Sequence[dict[str, Any]]
 POLICIES = (*BASELINES, *OURS)
+NOT_RUN = "not run"
 FIVE = tuple(s for s in PAPER_SCENARIOS if s != "tool-calling")
 
 HEAD = """# Evaluation
@@ -38,21 +39,36 @@ another part of the data (`tuned.json`). DistServe's rate is per GPU of its best
 
 
 def write(known: dict[str, Any], out: Path) -> None:
-    """Write evaluation.md and the figures beside it from all sections that are known."""
+    """Write evaluation.md and the figures beside it from all rows that are known; the rest is said to be missing."""
     parts = [HEAD]
-    for name, section in _SECTIONS.items():
-        if known.get(name):
-            effort = known.get("effort", {}).get(name, {})
-            note = ""
-            if effort:
-                minutes = effort["slice_s"] / 60
-                note = (
-                    f"\n*Workload: {effort['data']}, slices of {minutes:g} minutes, search step"
-                    f" {effort['tolerance']:.0%}.*\n"
-                )
-            parts.append(section(known[name], out) + note)
+    missing = []
+    for name, (title, section) in _SECTIONS.items():
+        rows = known.get(name)
+        if rows:
+            parts.append(section(rows, out) + _workload(rows))
+        else:
+            missing.append(f"* {title} (`--only {name}`)")
+    if missing:
+        parts.append("## Not run yet\n\n" + "\n".join(missing) + "\n")
     parts.append(FINDINGS)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.md").write_text("\n".join(parts))
+
+
+def _workload(rows: Rows) -> str:
+    """What the rows were computed on."""
+    found: dict[tuple[str, float, float], list[str]] = {}
+    for row in rows:
+        if "slice_s" in row:
+            data = "public files" if row["public_data"] else "fitted distributions"
+            cells = found.setdefault((data, row["slice_s"] / 60, row["tolerance"]), [])
+            if row["scenario"] not in cells:
+                cells.append(row["scenario"])
+    lines = [
+        f"*Workload of {', '.join(cells)}: {data}, slices of {minutes:g} minutes of trace, search step {step:.0%}.*"
+        for (data, minutes, step), cells in found.items()
+    ]
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def _capacity(rows: Rows, out: Path) -> str:
@@ -68,18 +84,22 @@ def _capacity(rows: Rows, out: Path) -> str:
 
 def _one_table(rows: Rows, profile: str, replicas: int) -> str:
     table = capacity_table(rows, profile, replicas)
-    policies = [p for p in POLICIES if any(p in cell for cell in table.values())]
-    best = "best of " + ", ".join(p for p in NO_SLO_BASELINES if p in policies)
+    policies = POLICIES
+    best = f"best of {', '.join(NO_SLO_BASELINES)} (of those that were run)"
     text = [f"### {profile}, {replicas} replica{'s' if replicas > 1 else ''}\n"]
-    text.append("Sessions per second and GPU; in brackets the range over three seeds.\n")
+    text.append(
+        "Sessions per second and GPU; in brackets the range over seeds; \\*: default configuration, not tuned.\n"
+    )
     text.append(_row(["scenario", *policies]))
     text.append(_row(["---"] * (len(policies) + 1)))
-    for scenario, cell in table.items():
+    for scenario in dict.fromkeys((*PAPER_SCENARIOS, *table)):
+        cell = table.get(scenario, {})
         values = []
         for policy in policies:
             limits = spread(rows, profile, policy, scenario) if replicas == 1 else None
             between = f" ({limits[0]:.2f}-{limits[1]:.2f})" if limits else ""
-            values.append(f"{cell[policy]:.3f}{between}" if policy in cell else "-")
+            untuned = "" if policy not in BASELINES or _tuned(rows, profile, policy, scenario) else " \\*"
+            values.append(f"{cell[policy]:.3f}{between}{untuned}" if policy in cell else NOT_RUN)
         text.append(_row([scenario, *values]))
     text.append(f"\nOver the {best}:\n")
     text.append(_row(["scenario", *policies]))
@@ -88,9 +108,22 @@ def _one_table(rows: Rows, profile: str, replicas: int) -> str:
         text.append(_row([scenario, *(_ratio(ratios(cell).get(p, math.nan)) for p in policies)]))
     for label, scenarios in (("geo-mean of five, without tool-calling", FIVE), ("geo-mean of six", PAPER_SCENARIOS)):
         text.append(_row([f"**{label}**", *(_ratio(over(table, p, NO_SLO_BASELINES, scenarios)) for p in policies)]))
-    if "qoserve" in policies:
+    done = tuple(s for s in table if all(p in table[s] for p in (*NO_SLO_BASELINES, "qoserve", "slos")))
+    if done and set(done) not in (set(FIVE), set(PAPER_SCENARIOS)):
+        label = f"geo-mean of the {len(done)} done so far"
+        text.append(_row([f"**{label}**", *(_ratio(over(table, p, NO_SLO_BASELINES, done)) for p in policies)]))
+        text.append(
+            _row([f"**{label}, over qoserve**", *(_ratio(over(table, p, ("qoserve",), done)) for p in policies)])
+        )
+    if any("qoserve" in cell for cell in table.values()):
         text.append(_row(["**over qoserve, five**", *(_ratio(over(table, p, ("qoserve",), FIVE)) for p in policies)]))
     return "\n".join(text) + "\n"
+
+
+def _tuned(rows: Rows, profile: str, policy: str, scenario: str) -> bool:
+    return all(
+        r.get("tuned", True) for r in rows if (r["profile"], r["policy"], r["scenario"]) == (profile, policy, scenario)
+    )
 
 
 def _at_99(rows: Rows, out: Path) -> str:
@@ -100,7 +133,7 @@ def _at_99(rows: Rows, out: Path) -> str:
     text = [f"## Capacity at 99 %, strict, {profile}, one replica\n", _row(["scenario", *policies])]
     text.append(_row(["---"] * (len(policies) + 1)))
     for scenario, cell in table.items():
-        text.append(_row([scenario, *(f"{cell[p]:.3f}" if p in cell else "-" for p in policies)]))
+        text.append(_row([scenario, *(f"{cell[p]:.3f}" if p in cell else NOT_RUN for p in policies)]))
     return "\n".join(text) + "\n"
 
 
@@ -116,7 +149,7 @@ def _paper(rows: Rows, out: Path) -> str:
     for scenario, cell in table.items():
         better = max(cell.get("vllm", 0.0), cell.get("sarathi", 0.0))
         quotients = (_over(cell.get("dp"), cell.get("vllm")), _over(cell.get("dp"), better))
-        rates = (f"{cell[p]:.3f}" if p in cell else "-" for p in ("vllm", "sarathi", "dp", "slos"))
+        rates = (f"{cell[p]:.3f}" if p in cell else NOT_RUN for p in ("vllm", "sarathi", "dp", "slos"))
         text.append(_row([scenario, *rates, *map(_ratio, quotients), _ratio(_over(cell.get("slos"), better))]))
     scenarios = tuple(table)
     means = (
@@ -213,17 +246,22 @@ def _pivot(rows: Rows, column: str, title: str, figure: str | None) -> str:
     return "\n".join(text) + "\n"
 
 
-_SECTIONS: dict[str, Callable[[Any, Path], str]] = {
-    "capacity": _capacity,
-    "capacity-99": _at_99,
-    "paper": _paper,
-    "burst": _burst,
-    "precision": _precision,
-    "ablations": _ablations,
-    "extras": _extras,
-    "scale": _scale,
-    "lengths": _lengths,
-    "time-error": _time_error,
+def _routing(rows: Rows, out: Path) -> str:
+    return _pivot(rows, "routing", "## The order in which replicas are asked: sessions per second and GPU", None)
+
+
+_SECTIONS: dict[str, tuple[str, Callable[[Any, Path], str]]] = {
+    "capacity": ("capacity at 90 %", _capacity),
+    "burst": ("the timeline of a burst", _burst),
+    "paper": ("the paper's own conditions", _paper),
+    "precision": ("guarantee precision under noise", _precision),
+    "ablations": ("ablations of batches and admission", _ablations),
+    "routing": ("ablation of routing, four replicas", _routing),
+    "capacity-99": ("capacity at 99 %", _at_99),
+    "extras": ("speculation and prefix cache for every policy", _extras),
+    "scale": ("1, 2, 4, 8 and 16 replicas", _scale),
+    "lengths": ("unknown output lengths", _lengths),
+    "time-error": ("a wrong time model", _time_error),
 }
 
 

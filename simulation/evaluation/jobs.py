@@ -11,7 +11,7 @@ from simulation import capacity
 from simulation.cache import ResultCache
 from simulation.capacity import Goal, Scoring
 from simulation.config import Lengths
-from simulation.evaluation.settings import tuned
+from simulation.evaluation.settings import is_tuned, tuned
 from simulation.run import RunSpec
 from simulation.scenarios.sources import SLICE_S, Part
 
@@ -86,6 +86,7 @@ def perform(task: Task) -> Figures:
     at = found.at
     return {
         "rate_per_gpu": found.rate_per_gpu,
+        "tuned": is_tuned(job.policy, job.profile, job.scenario),
         "runs": found.runs,
         "replicas": job.spec(effort).cluster.replicas,
         "precision": at.precision if at else None,

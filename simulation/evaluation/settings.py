@@ -72,6 +72,11 @@ def tuned(policy: str, profile: str, scenario: str) -> Setting:
     return Setting(policy, tuple(entry["options"].items()), tuple(entry["ratio"]), entry["rate_per_gpu"])
 
 
+def is_tuned(policy: str, profile: str, scenario: str) -> bool:
+    """Whether a configuration was searched for this cell, or the policy has none to search."""
+    return policy not in GRIDS or f"{policy}/{profile}/{scenario}" in _tuned()
+
+
 @lru_cache(maxsize=1)
 def _tuned() -> dict[str, Any]:
     data: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}

@@ -17,7 +17,7 @@ from simulation.scenarios.catalog import Scenario
 from simulation.scenarios.sources import SLICE_S, Part
 from simulation.workload import Workload, merged, shifted
 
-MIN_DURATION_S = 600.0
+MIN_DURATION_S, SHORT_SLICE_S = 600.0, 300.0
 
 
 def build(
@@ -31,12 +31,13 @@ def build(
 ) -> Workload:
     """The scenario's slice at a rate in sessions per second; deterministic in all arguments.
 
-    slice_s below SLICE_S takes only the beginning of the slice (tests and quick looks).
+    slice_s below SLICE_S takes only the beginning of the slice (tests and quick looks); below SHORT_SLICE_S simulated
+    time may be short too.
     """
     if not rate_per_s > 0:
         raise ValueError(f"the rate must be positive, not {rate_per_s}")
     base = _copy(scenario, part, seed, data, slice_s, 0)
-    needed_s = min(MIN_DURATION_S, slice_s / 2)
+    needed_s = MIN_DURATION_S if slice_s >= SHORT_SLICE_S else slice_s / 2
     copies = max(1, math.ceil(needed_s * rate_per_s / base.sessions - 1e-9))
     parts = [base]
     offsets = np.random.default_rng(_seed(scenario, part, seed, 0) ^ 0x5EED).random(copies)

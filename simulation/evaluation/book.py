@@ -1,0 +1,44 @@
+"""docs/evaluation.json: the rows that are known, written as soon as one is added."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simulation.evaluation.jobs import Figures
+
+CELL = ("policy", "profile", "scenario", "asked_replicas", "seed", "changes", "variant", "noise", "margin", "routing")
+"""What tells the rows of a section apart."""
+
+
+class Book:
+    """The known rows by section."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what the folder holds; empty when there is nothing yet."""
+        self._path = folder / "evaluation.json"
+        self.known: dict[str, list[Figures]] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def add(self, section: str, row: Figures) -> None:
+        """Keep one row, in the place of an older one for the same cell."""
+        self.replace(section, merged(self.known.get(section, []), [row]))
+
+    def replace(self, section: str, rows: Sequence[Figures]) -> None:
+        """Keep these rows of a section and write the file."""
+        self.known[section] = list(rows)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        staging = self._path.with_suffix(".tmp")
+        staging.write_text(json.dumps(self.known, indent=None, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+        staging.rename(self._path)
+
+
+def merged(known: Sequence[Figures], new: Sequence[Figures]) -> list[Figures]:
+    """Known rows with new ones in the place of those for the same cell."""
+    rows = {_cell(row): row for row in (*known, *new)}
+    return list(rows.values())
+
+
+def _cell(row: Figures) -> tuple[Any, ...]:
+    return tuple(str(row.get(name)) for name in CELL)
