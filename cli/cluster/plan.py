@@ -100,6 +100,17 @@ def make_plan(options: Options) -> Plan:
     )
 
 
+def roles_of(topology: str, replicas: int | None, prefill: int | None, decode: int | None) -> tuple[str, ...]:
+    """Return the role of each worker; None stands for an option that was not given. CliError when they do not agree."""
+    if topology == "disaggregated":
+        return ("prefill",) * (prefill or 1) + ("decode",) * (decode or 1) + ("both",) * (replicas or 0)
+    if prefill or decode:
+        raise CliError("--prefill and --decode need --topology disaggregated.", Exit.USAGE)
+    if replicas == 0:
+        raise CliError("A cluster needs at least one worker: --replicas must be at least 1.", Exit.USAGE)
+    return ("both",) * (replicas or 1)
+
+
 def cores_for(engines: int, cores: list[int]) -> list[list[int]]:
     """Split the machine's cores among engines, no core to two of them while there are enough.
 
@@ -130,8 +141,11 @@ def _worker(options: Options, index: int, role: str, common: list[str], cores: l
         *("--engine", options.engine),
         *("--model-path", str(options.model)),
         *("--policy", options.policy),
-        *options.worker_arguments,
     ]
+    if set(options.roles) != {"both"}:
+        # Co-located workers beside pairs too, so that any of them may be given another role.
+        arguments.append("--kv-exchange")
+    arguments += options.worker_arguments
     if options.engine == "vllm":
         arguments += ["--cpu-cores", ",".join(str(core) for core in cores)]
     return ChildSpec(name, _module(module, arguments), logs / f"{name}.log")

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from cli import state
-from cli.cluster.plan import DEFAULT_MODEL, Options, make_plan
+from cli.cluster.plan import DEFAULT_MODEL, Options, make_plan, roles_of
 from cli.cluster.redis_probe import stop_left_over
 from cli.cluster.supervisor import GRACE_S, Supervisor
 from cli.errors import CliError, Exit
@@ -24,7 +24,14 @@ POLL_S = 0.1
 
 @click.command()
 @click.option("--engine", type=click.Choice(["vllm", "emulated"]), default="vllm", show_default=True)
-@click.option("--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
+@click.option("--topology", type=click.Choice(["colocated", "disaggregated"]), default="colocated", show_default=True)
+@click.option(
+    "--replicas",
+    type=click.IntRange(0, 64),
+    help="Co-located workers to start; 1 by default, none beside prefill and decode workers.",
+)
+@click.option("--prefill", type=click.IntRange(1, 64), help="Prefill workers of a disaggregated cluster; 1 by default.")
+@click.option("--decode", type=click.IntRange(1, 64), help="Decode workers of a disaggregated cluster; 1 by default.")
 @click.option("--policy", type=click.Choice(registry.names()), default=registry.DEFAULT_POLICY, show_default=True)
 @click.option(
     "--model",
@@ -43,7 +50,10 @@ POLL_S = 0.1
 @click.option("--controller-option", multiple=True, metavar="OPTION", help="Passed on to the controller.")
 def up(
     engine: str,
-    replicas: int,
+    topology: str,
+    replicas: int | None,
+    prefill: int | None,
+    decode: int | None,
     policy: str,
     model: Path | None,
     host: str,
@@ -56,6 +66,7 @@ def up(
     controller_option: tuple[str, ...],
 ) -> None:
     """Start a cluster on this machine and serve until Ctrl-C."""
+    roles = roles_of(topology, replicas, prefill, decode)
     here = state.running()
     if here is not None:
         if detach:
@@ -69,7 +80,7 @@ def up(
     _need_model(folder, given=model is not None)
     options = Options(
         engine=engine,
-        roles=("both",) * replicas,
+        roles=roles,
         policy=policy,
         host=host,
         http_port=port,
