@@ -68,7 +68,8 @@ def fill(book: Book, name: str, jobs: list[Job], effort: Effort) -> None:
         book.add(name, {**jobs[index].row, **how, **figures})
 
     tasks = [Task(job.work, effort) for job in jobs]
-    run_all(perform, tasks, name, _name, effort.processes, effort.quiet, keep)
+    if tasks:
+        run_all(perform, tasks, name, _name, effort.processes, effort.quiet, keep)
 
 
 def _name(task: Task) -> str:
