@@ -12,7 +12,7 @@ from scheduling.classes import find
 from scheduling.types import SloClass
 from simulation.scenarios import sources
 from simulation.scenarios.sources import Part
-from simulation.workload import Workload, merged, single_stage
+from simulation.workload import Workload, merged, shifted, single_stage
 
 TOOL_DELAY_MEDIAN_S, TOOL_DELAY_MEAN_S = 2.0, 5.0
 """Assumed lognormal: no public file tells how long tools take."""
@@ -55,7 +55,15 @@ def _summarization(part: Part, data: Path | None, rng: np.random.Generator) -> W
 
 
 def _mixed(part: Part, data: Path | None, rng: np.random.Generator) -> Workload:
-    return merged([build(part, data, rng) for build in (_chatbot, _coding, _summarization)])
+    return mixture(*(build(part, data, rng) for build in (_chatbot, _coding, _summarization)))
+
+
+def mixture(chatbot: Workload, coding: Workload, summarization: Workload) -> Workload:
+    """Three applications side by side.
+
+    Chatbot and summarization take the same trace's arrivals: unless one is shifted, each chat comes with a document.
+    """
+    return merged([chatbot, coding, shifted(summarization, sources.SLICE_S / 2, sources.SLICE_S)])
 
 
 def _reasoning(part: Part, data: Path | None, rng: np.random.Generator) -> Workload:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simulation.scenarios import sources
-from simulation.scenarios.catalog import PAPER_SCENARIOS, SCENARIOS, find_scenario
+from simulation.scenarios.catalog import PAPER_SCENARIOS, SCENARIOS, find_scenario, mixture
 from simulation.scenarios.distributions import GapProcess, JointLengths, QuantileTable, burstiness
 from simulation.scenarios.fit import FITTED
 from simulation.scenarios.public_data import DataError, read
@@ -141,3 +143,13 @@ def test_a_wrong_public_file_is_refused(tmp_path) -> None:
 
 def test_the_fitted_numbers_are_numbers_alone() -> None:
     assert FITTED.stat().st_size < 40_000
+
+
+def test_applications_of_the_mixed_scenario_do_not_arrive_together() -> None:
+    chatbot = find_scenario("chatbot").build(Part.REPORT, None, np.random.default_rng(0))
+    coding = find_scenario("coding").build(Part.REPORT, None, np.random.default_rng(1))
+    mixed = mixture(chatbot, coding, replace(chatbot, prompt_tokens=chatbot.prompt_tokens + 1))
+    assert len(mixed) == 2 * len(chatbot) + len(coding)
+    assert (np.diff(mixed.arrival_s) >= 0).all()
+    assert (np.diff(mixed.arrival_s) == 0).mean() < 0.01
+    assert mixed.duration_s <= sources.SLICE_S
