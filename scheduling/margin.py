@@ -115,5 +115,5 @@ class MarginEstimator:
         normal = p50 + NormalDist().inv_cdf(wanted) * max(p84 - p50, (p84 - p16) / 2)
         if len(ratios) * (1.0 - wanted) >= 1.0:
             return max(float(np.quantile(ratios, wanted)), p50)
-        covered = 1.0 - 3.0 / len(ratios)
+        covered = max(0.0, 1.0 - 3.0 / len(ratios))
         return max(normal, float(np.quantile(ratios, covered))) if math.isfinite(normal) else p50
