@@ -93,6 +93,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         self._plan_failures = 0
         self._deviations = 0
         self._departed = False
+        self._free_said = self._limits.total_blocks
         self._socket = SchedulerSocket(
             settings["slos_socket"],
             EngineFacts(
@@ -142,6 +143,10 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if scheduler_output.total_num_scheduled_tokens > 0:
             self._publish(scheduler_output, outputs, time.monotonic())
+        elif self._pool.get_num_free_blocks() != self._free_said:
+            # KV of a request that ended before has left, or a load was given up: no step would tell of it.
+            now_s = time.monotonic()
+            self._publish_idle(now_s, now_s)
         return outputs
 
     def shutdown(self) -> None:
@@ -384,7 +389,8 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
             else:
                 attention += scheduled * (context + scheduled / 2)
                 if vllm_id not in running:
-                    resident.cached_tokens = context
+                    half = getattr(self.connector, "scheduler_half", None)
+                    resident.cached_tokens = context if half is None else half.found_here(vllm_id, context)
                     resident.recomputed |= self._load_failed(request, context)
                 residents.sync(resident, self._blocks(vllm_id))
         self._deviations += is_planned and self._planned != output.num_scheduled_tokens
@@ -461,6 +467,7 @@ class StepScheduler(AsyncScheduler):  # type: ignore[misc]
         )
 
     def _send(self, record: StepRecord) -> None:
+        self._free_said = record.free_blocks
         self._socket.send(record)
 
     def _publish_idle(self, started_s: float, ended_s: float) -> None:

@@ -128,11 +128,14 @@ class WorkerHost:
 
     async def pump(self) -> None:
         """Turn the engine's steps into events until it ends; EngineError when it dies."""
+        free_blocks = -1
         async for step in self.engine.events():
             await self.events.room()
             self.on_step(step)
-            if step.updates or step.batch_requests:
+            # Blocks come free without a step too, when KV has left for another worker.
+            if step.updates or step.batch_requests or step.free_blocks != free_blocks:
                 self._record(step)
+            free_blocks = step.free_blocks
 
     def emit(self, event: worker_pb2.Event, ended_s: float | None = None) -> None:
         """Number an event, keep it, and send it when somebody listens."""

@@ -77,6 +77,7 @@ class SchedulerHalf:
         self._outgoing: dict[str, _Outgoing] = {}
         self._unfinished_sends: set[str] = set()
         self._tried: set[str] = set()
+        self._found: dict[str, int] = {}
         self._next = StepMetadata()
         self._manager: Any = None
 
@@ -115,10 +116,15 @@ class SchedulerHalf:
             self._next.declined.append(key)
             return
         first_token = request.num_prompt_tokens - external_tokens
+        self._found[request.request_id] = first_token
         blocks = -(-request.num_prompt_tokens // self._block_size)
         self._next.expectations.append(
             Expectation(request.request_id, key, block_ids[:blocks], first_token // self._block_size, params["lease_s"])
         )
+
+    def found_here(self, vllm_id: str, context: int) -> int:
+        """Tokens of a starting request's context that its own engine's prefix cache held, not a peer."""
+        return min(context, self._found.get(vllm_id, context))
 
     def take_metadata(self, output: Any, requests: dict[str, int]) -> StepMetadata:
         """Return what the workers are to do in this step.
@@ -154,6 +160,7 @@ class SchedulerHalf:
         """Settle a request that has ended; True when its blocks must be kept until the workers' half reports it."""
         vllm_id = request.request_id
         self._tried.discard(vllm_id)
+        self._found.pop(vllm_id, None)
         outgoing = self._outgoing.pop(vllm_id, None)
         if outgoing is None:
             return False
