@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from simulation.cache import DEFAULT_DIR
-from simulation.evaluation import document
+from simulation.evaluation import document, published
 from simulation.evaluation.book import Book
 from simulation.evaluation.bursts import burst_figure
 from simulation.evaluation.jobs import Effort, Figures, Search, Task, perform
@@ -19,8 +19,8 @@ from simulation.evaluation.sections import SECTIONS, Job, Scope, stages
 from simulation.parallel import cores, run_all
 from simulation.scenarios.sources import SLICE_S
 
-NAMES = ("burst", *SECTIONS)
-QUICK = ("capacity", "burst", "paper", "precision")
+NAMES = ("burst", "published", *SECTIONS)
+QUICK = ("capacity", "burst", "published", "paper", "precision")
 
 
 def main() -> None:
@@ -54,6 +54,8 @@ def main() -> None:
             book.replace(
                 name, burst_figure(part, effort, book.known.get("capacity", []), out / "figures" / "burst.svg")
             )
+        elif name == "published":
+            book.replace(name, published.rows(500 if given.quick else 4000))
         else:
             fill(book, name, SECTIONS[name](part, book.known), effort)
         document.write(book.known, out)

@@ -203,6 +203,7 @@ def stages(scope: Scope) -> list[tuple[str, Scope]]:
     return [
         ("capacity", replace(scope, profiles=first, replicas=one, seeds=1)),
         ("burst", scope),
+        ("published", scope),
         ("paper", scope),
         ("precision", scope),
         ("capacity", replace(scope, profiles=rest, replicas=one, seeds=1)),
