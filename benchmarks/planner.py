@@ -148,7 +148,7 @@ def label_value(rounds: int) -> dict[str, float]:
 
 def run(quick: bool) -> dict[str, object]:
     """Measure everything."""
-    warm_up(("slos", "edf-exact", "dp"))
+    warm_up()
     rounds = 30 if quick else 300
     report: dict[str, object] = {"machine": platform.processor() or platform.machine(), "quick": quick}
     gc.collect()

@@ -138,25 +138,19 @@ class Problem:
     def greedy(self, start: BoolArray | None = None) -> tuple[BoolArray, IntArray, IntArray]:
         """Add newcomers one by one in deadline order; (accepted, verdict, column that binds) for each.
 
-        start: a feasible set to begin with.
+        start: a feasible set that is in from the beginning.
         """
-        state = self.state.copy()
-        keys = np.arange(len(self.items))
-        if start is not None:
-            state[REM, self.items[start]] = self.item_rem[start]
-            keys = np.flatnonzero(~start)
-        accepted, verdicts, binds = greedy(
-            state, self.order, self.now_s, self.rank, self.items[keys], self.item_rem[keys], *self._engine()
+        return greedy(
+            self.state.copy(),
+            self.order,
+            self.now_s,
+            self.rank,
+            self.items,
+            self.item_rem,
+            self.item_position,
+            np.zeros(len(self.items), dtype=np.bool_) if start is None else start,
+            *self._engine(),
         )
-        if start is None:
-            return accepted, verdicts, binds
-        merged = start.copy()
-        merged[keys] = accepted
-        all_verdicts = np.zeros(len(self.items), dtype=np.int64)
-        all_verdicts[keys] = verdicts
-        all_binds = np.full(len(self.items), -1)
-        all_binds[keys] = binds
-        return merged, all_verdicts, all_binds
 
     def label_search(self, max_labels: int) -> tuple[BoolArray, float, int, bool]:
         """Label search; (accepted, value, labels used, whether they ran out)."""
@@ -201,9 +195,10 @@ def build(
     """
     used = table.high_water
     active = table.active[:used]
-    lines = model.array
+    # Writable in every case: numba compiles a kernel once more for read-only arrays.
+    lines = model.array.copy()
     if best_effort_floor > 0.0 and bool((active & ~table.standard[:used]).any()):
-        lines = lines / (1.0 - best_effort_floor)
+        lines /= 1.0 - best_effort_floor
     load = np.empty(lines.shape[0])
     residents, kept, _ = keep_promised(
         table.ints,

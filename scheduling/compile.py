@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduling import registry
+from scheduling import registry, routing
+from scheduling.policy import ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo
@@ -22,16 +23,16 @@ def warm_up(names: Sequence[str] = OWN) -> None:
     table.add("decode", prompt_tokens=10, generated=1, context=10, prefill_deadline_s=0.0, tpot_s=0.1, kv_blocks=1)
     table.add("prefill", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1)
     table.add("waiting", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1, standard=False)
-    # The second candidate cannot be served in time: the search over subsets runs too.
-    candidates = [
-        Candidate("a", 0.0, 200, Slo(1.0, 0.1), 50, 100),
-        Candidate("b", 0.0, 2000, Slo(0.3, 0.05), 50, 100),
-        Candidate("c", 0.0, 300, Slo(0.4, 0.05), 50, 100),
-    ]
+    # Two of ten cannot be served in time: the search over subsets runs out of labels, and Algorithm 1 runs too.
+    candidates = [Candidate(f"{k}", 0.0, 100, Slo(0.5 + 0.1 * k, 0.1), 50, 100) for k in range(8)]
+    candidates += [Candidate(f"{k}", 0.0, 3500, Slo(0.3, 0.05), 50, 100) for k in range(8, 10)]
     for name in names:
         policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
+    view = ReplicaView("replica", table, 4000, _MODEL, _LIMITS)
+    for name in routing.ROUTING:
+        routing.get(name).order(0.0, candidates[0], [view, view])
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
-import numpy as np
-
 from scheduling.kernels.load import best_effort_blocks, replica_load
 from scheduling.policy import ReplicaView, RoutingPolicy
 from scheduling.types import Candidate
 
 DEFAULT_LIMIT = 4
 DEFAULT_ROUTING = "sequential"
+SAME_TIER = 1e-6
+"""Relative difference of TPOTs that are one tier."""
 PREFIX_SHARE = 0.25
 """Share of the prompt that must be cached for a replica to be preferred for it."""
 
@@ -91,7 +91,7 @@ class Pack:
             spare = max(1.0 - share, 0.01)
             done_s = now_s + (backlog_s + _prefill_s(candidate, view)) / spare
             hopeless = share > self._full or done_s > candidate.prefill_deadline_s or not _has_room(candidate, view)
-            other_tier = count > 0 and not np.isclose(tightest_s, pace_s)
+            other_tier = count > 0 and abs(tightest_s - pace_s) > SAME_TIER * pace_s
             keys.append((hopeless, other_tier, -(backlog_s + share), k))
         return [key[-1] for key in sorted(keys)[: self._limit]]
 

@@ -37,8 +37,11 @@ class TierProblem:
     lines: FloatArray
     max_tokens: float
 
-    def solve(self) -> tuple[BoolArray, float, bool]:
-        """Algorithm 1: (accepted per item, value, whether the running requests alone are feasible)."""
+    def solve(self, beat: float = -1.0) -> tuple[BoolArray, float, bool]:
+        """Algorithm 1: (accepted per item, value, whether the running requests alone are feasible).
+
+        beat: sets worth no more than this are of no interest; when there are only such, the answer means nothing.
+        """
         return plan_tiers(
             self.deadline,
             self.tokens,
@@ -51,11 +54,12 @@ class TierProblem:
             self.free_memory,
             self.lines,
             self.max_tokens,
+            beat,
         )
 
-    def solve_for(self, newcomers: Sequence[Newcomer]) -> tuple[set[str], float, bool]:
+    def solve_for(self, newcomers: Sequence[Newcomer], beat: float = -1.0) -> tuple[set[str], float, bool]:
         """Solve; ids of the accepted newcomers, their value, and whether the running requests are feasible."""
-        chosen, value, running = self.solve()
+        chosen, value, running = self.solve(beat)
         accepted = {newcomers[new].request_id for new in self.new_index[chosen] if new >= 0}
         return accepted, value, running
 

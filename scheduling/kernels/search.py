@@ -67,12 +67,14 @@ def check_set(
 
 @kernel
 def greedy(
-    state: FloatArray,
+    start: FloatArray,
     order: IntArray,
     now: float,
     rank: IntArray,
     items: IntArray,
     item_rem: FloatArray,
+    item_position: IntArray,
+    chosen: BoolArray,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -82,27 +84,42 @@ def greedy(
 ) -> tuple[BoolArray, IntArray, IntArray]:
     """Add candidates in the order of `items` while feasible; returns (accepted, verdict, who binds) per item.
 
-    `state` is left with the accepted set in it.
+    chosen: a feasible set that is in from the beginning. `start` is left with the accepted set in it. An item changes
+    nothing ahead of its place in the order: the simulation of the next one goes on from there.
     """
-    n = state.shape[1]
+    n = start.shape[1]
+    for k in range(len(items)):
+        if chosen[k]:
+            start[REM, items[k]] = item_rem[k]
+    live = start.copy()
+    clock = now
+    head = 0
     scratch = np.empty((ROWS, n))
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(len(order))
     load = np.empty(lines.shape[0])
-    accepted = np.zeros(len(items), np.bool_)
+    accepted = chosen.copy()
     verdicts = np.zeros(len(items), np.int64)
     binds = np.full(len(items), -1)
     for k in range(len(items)):
-        state[REM, items[k]] = item_rem[k]
-        verdict, bind, _slack, _peak = check_set(
-            state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
-            scratch, served, chunks, load,
-        )  # fmt: skip
-        verdicts[k] = verdict
-        binds[k] = bind
-        accepted[k] = verdict == FEASIBLE
-        if verdict != FEASIBLE:
-            state[REM, items[k]] = ABSENT
+        if not chosen[k]:
+            start[REM, items[k]] = item_rem[k]
+            live[REM, items[k]] = item_rem[k]
+            verdict, bind, _done, _peak = check_set(
+                start, live, order, head, clock, rank, lines, caps, max_tokens, max_requests, block_size,
+                capacity_blocks, scratch, served, chunks, load,
+            )  # fmt: skip
+            verdicts[k] = verdict
+            binds[k] = bind
+            accepted[k] = verdict == FEASIBLE
+            if verdict != FEASIBLE:
+                start[REM, items[k]] = ABSENT
+                live[REM, items[k]] = ABSENT
+        if accepted[k] and item_position[k] >= 0:
+            _verdict, clock, head, _bind = run_prefills(
+                live, n, order, head, len(order), item_position[k] + 1, clock, lines, caps, max_tokens, max_requests,
+                served, chunks, load,
+            )  # fmt: skip
     return accepted, verdicts, binds
 
 

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.budget import prefill_budget, sustainable_counts
+from scheduling.kernels.budget import (
+    budget_at,
+    budget_windows,
+    long_horizon,
+    most_windows,
+    prefill_budget,
+    sustainable_counts,
+)
 from scheduling.kernels.jit import kernel
 from scheduling.request_table import BoolArray, FloatArray, IntArray
 
 MAX_LABELS = 2048
+WINDOW_ROOM = 1 << 20
+"""Windows of PB* kept at about most: with very unequal tiers fewer counts are tried."""
 
 
 @kernel
@@ -28,10 +37,12 @@ def plan_tiers(
     free_memory: float,
     lines: FloatArray,
     max_tokens: float,
+    beat: float,
 ) -> tuple[BoolArray, float, bool]:
     """Most valuable subset with every running item; returns (accepted per item, value, whether one exists).
 
-    deadline: seconds from now, ascending; decoding: running decodes per tier; memory: blocks still to be reserved.
+    deadline: seconds from now, ascending; decoding: running decodes per tier; memory: blocks still to be reserved;
+    beat: labels that cannot become worth more than this are dropped (negative: none).
     """
     items, levels = len(deadline), len(tiers)
     last = np.empty(MAX_LABELS)
@@ -39,12 +50,28 @@ def plan_tiers(
     surplus = np.zeros(MAX_LABELS)
     worth = np.zeros(MAX_LABELS)
     counts = np.zeros((MAX_LABELS, levels), np.int64)
+    windows_of = np.zeros(MAX_LABELS, np.int64)
     masks = np.zeros((MAX_LABELS, items), np.bool_)
     last[0] = 0.0
     counts[0] = decoding
     labels = 1
     nobody = np.zeros(items, np.bool_)
-    if not sustainable_counts(tiers, decoding, lines, max_tokens):
+    to_come = np.zeros(items + 1)
+    for i in range(items - 1, -1, -1):
+        to_come[i] = to_come[i + 1] + value[i]
+    # PB* depends on the counts but for where it is read: the windows of each counts are simulated once.
+    furthest = 10.0 * tiers.max() if len(tiers) > 0 else 0.0
+    furthest = max(furthest, deadline[items - 1]) if items > 0 else furthest
+    room = most_windows(furthest, tiers)
+    places = min(MAX_LABELS, max(64, WINDOW_ROOM // room))
+    known = np.empty((places, levels), np.int64)
+    windows = np.empty(places, np.int64)
+    ends, budgets, opened = np.empty((places, room)), np.empty((places, room)), np.empty((places, room))
+    windows[0] = budget_windows(furthest, tiers, decoding, lines, max_tokens, ends[0], budgets[0], opened[0])
+    known[0] = decoding
+    simulated = 1
+    lasting = long_horizon(tiers, decoding)
+    if budget_at(lasting, windows[0], ends[0], budgets[0], opened[0], lines, max_tokens) < 0.0:
         return nobody, 0.0, False
     for i in range(items):
         before = labels
@@ -52,17 +79,28 @@ def plan_tiers(
             if labels == MAX_LABELS:
                 break
             memory_after = used[j] + memory[i]
-            if memory_after > free_memory:
+            if memory_after > free_memory or worth[j] + to_come[i] <= beat:
                 continue
-            # PB* depends on the last deadline and the counts alone: labels that share both stand together.
-            budget = prefill_budget(deadline[i] - last[j], tiers, counts[j], lines, max_tokens)
+            at = windows_of[j]
+            budget = budget_at(deadline[i] - last[j], windows[at], ends[at], budgets[at], opened[at], lines, max_tokens)
             if budget < 0.0 or surplus[j] + budget < tokens[i]:
                 continue
             new = labels
             counts[new] = counts[j]
             counts[new, tier[i]] += 1
-            if not sustainable_counts(tiers, counts[new], lines, max_tokens):
+            at = _find(counts[new], known, simulated)
+            if at == simulated:
+                if at == places:
+                    continue
+                simulated += 1
+                known[at] = counts[new]
+                windows[at] = budget_windows(
+                    furthest, tiers, counts[new], lines, max_tokens, ends[at], budgets[at], opened[at]
+                )
+            lasting = long_horizon(tiers, counts[new])
+            if budget_at(lasting, windows[at], ends[at], budgets[at], opened[at], lines, max_tokens) < 0.0:
                 continue
+            windows_of[new] = at
             last[new] = deadline[i]
             used[new] = memory_after
             surplus[new] = surplus[j] + budget - tokens[i]
@@ -81,6 +119,7 @@ def plan_tiers(
                 source = before + k
                 last[k], used[k], surplus[k], worth[k] = last[source], used[source], surplus[source], worth[source]
                 counts[k] = counts[source]
+                windows_of[k] = windows_of[source]
                 masks[k] = masks[source]
             labels = kept
             if labels == 0:
@@ -90,6 +129,20 @@ def plan_tiers(
         if worth[j] > worth[best]:
             best = j
     return masks[best].copy(), worth[best], True
+
+
+@kernel
+def _find(counts: IntArray, known: IntArray, n: int) -> int:
+    """Where these counts are among the known ones; n when they are not."""
+    for at in range(n):
+        same = True
+        for level in range(len(counts)):
+            if known[at, level] != counts[level]:
+                same = False
+                break
+        if same:
+            return at
+    return n
 
 
 @kernel

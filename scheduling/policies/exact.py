@@ -59,10 +59,12 @@ class ExactAdmission:
         }
         chosen = everyone
         if verdict != FEASIBLE:
-            chosen = self._search(problem, (now_s, table, free_blocks, model, limits), possible, explain)
+            first, verdicts, binds = problem.greedy()
+            chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, explain)
+            if (chosen != first).any():
+                # Whether any of the others can join the set still, and why the rest cannot.
+                chosen, verdicts, binds = problem.greedy(chosen)
             _, _, prefill_s, peak = problem.check(chosen)
-            # Why each of the others cannot join the set.
-            _, verdicts, binds = problem.greedy(chosen)
             for k in np.flatnonzero(~chosen):
                 why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
                 declined[problem.newcomers[k].request_id] = why
@@ -76,12 +78,12 @@ class ExactAdmission:
     def _search(
         self,
         problem: Problem,
+        best: BoolArray,
         replica: tuple[float, RequestTable, int, TimeModel, EngineLimits],
         possible: list[Newcomer],
         explain: dict[str, object],
     ) -> BoolArray:
-        """Most valuable of {greedy by deadline, Algorithm 1, label search} that the oracle holds feasible."""
-        best, _, _ = problem.greedy()
+        """Most valuable of {`best`, label search, Algorithm 1} that the oracle holds feasible; all do not fit."""
         if self.max_labels == 0 or len(problem.items) == 1:
             return best
         best_value = float(problem.item_value[best].sum())
@@ -89,9 +91,16 @@ class ExactAdmission:
         explain.update(labels=used, labels_ran_out=ran_out)
         if value > best_value + VALUE_EPS:
             best, best_value = found, value
-        # Algorithm 1 plans ten newcomers at most, the first by deadline.
+        if not ran_out:
+            # Every feasible set that adds to a feasible one was a label.
+            return best
+        # Algorithm 1 plans ten newcomers at most, the first by deadline; only what it may win by is worked out.
         first = sorted(possible, key=lambda new: (new.due_s, new.request_id))[:MAX_NEW]
-        accepted, value, running = build_tiers(*replica, first).solve_for(first)
+        values = [new.value for new in first]
+        within_reach = sum(values) - (min(values) if len(first) == len(possible) else 0.0)
+        if within_reach <= best_value + VALUE_EPS:
+            return best
+        accepted, value, running = build_tiers(*replica, first).solve_for(first, best_value + VALUE_EPS)
         if running and value > best_value + VALUE_EPS:
             by_id = np.array([new.request_id in accepted for new in problem.newcomers])
             if problem.feasible(by_id):

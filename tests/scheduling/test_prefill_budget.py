@@ -113,9 +113,16 @@ def test_dp_equals_best_subset(drawn: list[tuple[int, ...]], decoding: list[int]
             continue
         if chain_feasible(chosen, *problem, tier, tiers, counts, float(memory), lines, 200.0):
             best = max(best or 0.0, float(value[chosen].sum()))
-    accepted, worth, feasible = plan_tiers(*problem, value, tier, forced, tiers, counts, float(memory), lines, 200.0)
+    accepted, worth, feasible = plan_tiers(
+        *problem, value, tier, forced, tiers, counts, float(memory), lines, 200.0, -1.0
+    )
     assert feasible == (best is not None)
     if best is not None:
         assert worth == best
         assert chain_feasible(accepted, *problem, tier, tiers, counts, float(memory), lines, 200.0)
         assert value[accepted].sum() == best
+        if best > 0.0:
+            # What cannot become better than `beat` is dropped on the way; what can is still found.
+            full = (*problem, value, tier, forced, tiers, counts, float(memory), lines, 200.0)
+            assert plan_tiers(*full, best - 0.5)[1] == best
+            assert plan_tiers(*full, best)[1] <= best
