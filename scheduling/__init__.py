@@ -10,6 +10,7 @@ Map of the folder
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings
   admission, explain      the admission problem of one replica as arrays, its exact oracle, its numbers for people
+  foresight               a replica as it will stand when its running step has ended
   promotion               best-effort residents that could be promised now
   tiers, paper_batching   the paper's own problem and batches, for `dp` and `edf-pb`
   routing                 which replicas are asked first, by name

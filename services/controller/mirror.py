@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from protos.slos.v1 import worker_pb2
-from scheduling.policy import ReplicaView
+from scheduling.foresight import after_step
+from scheduling.policy import BatchPolicy, ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Admission, EngineLimits
@@ -38,6 +40,8 @@ class ReplicaMirror:
         self.limits = limits_of(info)
         self.free_blocks = self.limits.total_blocks
         self.model = TimeModel.from_json(info.time_model_json)
+        self._step_began_s = 0.0
+        self._joined_s: dict[str, float] = {}
         self.prefixes = PrefixIndex(self.limits.block_size, self.limits.total_blocks) if info.prefix_caching else None
 
     def set_margin(self, margin: float) -> None:
@@ -49,6 +53,19 @@ class ReplicaMirror:
         cached = {request.wire_id: held for request in requests if (held := self.cached_tokens(request))}
         return ReplicaView(self.replica, self.table, self.free_blocks, self.model, self.limits, self.role, cached)
 
+    def foreseen(self, now_s: float, batching: BatchPolicy) -> tuple[float, RequestTable, int]:
+        """Return the first moment at which a new request can join a step, and table and free blocks as of then."""
+        late = [self.table.slot(name) for name in self._joined_s if name in self.table]
+        if len(self.table) == len(late):
+            return now_s, self.table, self.free_blocks
+        self.table.active[late] = False
+        try:
+            plan = batching.plan(self._step_began_s, self.table, self.free_blocks, self.model, self.limits)
+        finally:
+            self.table.active[late] = True
+        end_s = max(now_s, self._step_began_s + plan.predicted_s)
+        return end_s, *after_step(self.table, self.free_blocks, plan, end_s, self.limits.block_size)
+
     def cached_tokens(self, request: LiveRequest) -> int:
         """Tokens of a request that this replica would not have to compute; at least one is always computed."""
         if self.prefixes is None or not len(self.prefixes):
@@ -56,9 +73,11 @@ class ReplicaMirror:
         tokens = request.prompt_tokens + len(request.output)
         return min(self.prefixes.held_tokens(request.chain(self.limits.block_size)), tokens - 1)
 
-    def stepped(self, step: worker_pb2.Step) -> None:
-        """Take what a step says of the engine as a whole."""
+    def stepped(self, step: worker_pb2.Step, ended_s: float) -> None:
+        """Take what a step says of the engine as a whole; the next one began when it ended."""
         self.free_blocks = step.free_blocks
+        self._step_began_s = ended_s
+        self._joined_s = {name: joined_s for name, joined_s in self._joined_s.items() if joined_s > ended_s}
         if self.prefixes is not None:
             self.prefixes.computed(step.batch_tokens)
 
@@ -82,6 +101,7 @@ class ReplicaMirror:
         thinking_tpot_s = request.slo.thinking_tpot_s
         thinking = thinking_tpot_s is not None and not request.thinking_done
         tokens = request.prompt_tokens + len(request.output)
+        self._joins(request.wire_id)
         self.table.add(
             request.wire_id,
             prompt_tokens=request.prompt_tokens,
@@ -102,6 +122,7 @@ class ReplicaMirror:
     def add_prefill(self, request: LiveRequest, name: str, first_due_s: float) -> None:
         """Enter the half of a request that computes its prompt for another worker."""
         tokens = request.prompt_tokens + len(request.output)
+        self._joins(name)
         self.table.add(
             name,
             prompt_tokens=tokens,
@@ -113,6 +134,14 @@ class ReplicaMirror:
             value=request.value,
             arrival_s=request.arrival_s,
         )
+
+    def _joins(self, name: str) -> None:
+        """Note that a request is not in the step that runs now, unless the engine was idle and begins with it."""
+        now_s = time.monotonic()
+        if len(self.table):
+            self._joined_s[name] = now_s
+        else:
+            self._step_began_s = now_s
 
     def set_standard(self, wire_id: str, standard: bool) -> None:
         """Change the admission of a resident request."""
@@ -128,6 +157,7 @@ class ReplicaMirror:
 
     def remove(self, wire_id: str) -> None:
         """Forget a request; an unknown one is ignored."""
+        self._joined_s.pop(wire_id, None)
         if wire_id in self.table:
             self.table.remove(wire_id)
 

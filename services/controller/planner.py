@@ -94,10 +94,11 @@ class Planner:
         now_s = time.monotonic()
         mirror = mirror_of(replica)
         try:
+            at_s, table, free_blocks = mirror.foreseen(now_s, self.policy.batching)
             decision = promote(
-                now_s,
-                mirror.table,
-                mirror.free_blocks,
+                at_s,
+                table,
+                free_blocks,
                 mirror.model,
                 mirror.limits,
                 self.policy.admission,
@@ -130,7 +131,8 @@ class Planner:
         admission = self.policy.admission
         if target.prefill is None:
             mirror = mirror_of(target.decode)
-            return admission.decide(now_s, mirror.table, mirror.free_blocks, mirror.model, mirror.limits, candidates)
+            at_s, table, free_blocks = mirror.foreseen(now_s, self.policy.batching)
+            return admission.decide(at_s, table, free_blocks, mirror.model, mirror.limits, candidates)
         transfer = self.transfers.model(target.prefill.worker_id, target.decode.worker_id)
         prefill, decode = mirror_of(target.prefill).view(group), mirror_of(target.decode).view()
         return decide_pair(now_s, prefill, decode, transfer, admission, candidates)

@@ -251,7 +251,7 @@ class Replica:
         ended_s = received_s - step.age_us / 1e6 - self.link.rtt_s / 2
         self.steps += 1
         self.step_times_s.append(step.duration_us / 1e6)
-        self.mirror.stepped(step)
+        self.mirror.stepped(step, ended_s)
         if self.margin is not None:
             self.margin.stepped(step)
             self._use_margin()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
+from scheduling.foresight import after_step
 from scheduling.policy import Policy, ReplicaView
+from scheduling.promotion import promote
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo
@@ -38,6 +40,11 @@ def warm_up(policy: Policy) -> float:
         policy.routing.order(0.5, candidates[0], [view, view])
         policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates)
         policy.admission.decide(0.5, table, 40, _MODEL, _LIMITS, candidates[:1])
+        if standard:
+            plan = policy.batching.plan(0.5, table, 40, _MODEL, _LIMITS)
+            after_step(table, 40, plan, 0.6, _LIMITS.block_size)
+            waiting = [f"resident {index}" for index, promised in enumerate(standard) if not promised]
+            promote(0.5, table, 40, _MODEL, _LIMITS, policy.admission, waiting)
     seconds = time.monotonic() - started_s
     log.info("policy %s is loaded (%.1f s)", policy.name, seconds)
     return seconds
