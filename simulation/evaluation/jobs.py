@@ -95,6 +95,11 @@ def perform(task: Task) -> Figures:
         "tpot_ms": at.tpot_ms if at else None,
         "best_effort_ttft_ms": at.best_effort_ttft_ms if at else None,
         "rebuilt": at.rebuilt if at else None,
+        "busy": at.busy if at else None,
+        "tokens_per_step": at.tokens_per_step if at else None,
+        "steps_per_s": at.steps / at.simulated_s if at else None,
+        "promised": at.promised if at else None,
+        "simulated_s": at.simulated_s if at else None,
     }
 
 
