@@ -17,7 +17,7 @@ from simulation.evaluation.capacity_tables import (
     quotient,
     ratio,
 )
-from simulation.evaluation.findings import FINDINGS
+from simulation.evaluation.findings import findings
 from simulation.evaluation.numbers import capacity_table, over
 from simulation.evaluation.sections import OURS
 
@@ -53,7 +53,7 @@ def write(known: dict[str, Any], out: Path) -> None:
             missing.append(f"* {title} (`--only {name}`)")
     if missing:
         parts.append("## Not run yet\n\n" + "\n".join(missing) + "\n")
-    parts.append(FINDINGS)
+    parts.append(findings(known))
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.md").write_text("\n".join(parts))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from simulation.evaluation import numbers, published
+from simulation.evaluation.findings import findings
 from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
 
 
@@ -82,3 +83,17 @@ def test_simulated_vllm_and_distserve_compare_as_published() -> None:
     assert all(1.0 <= quotient <= 1.75 for quotient in (alone, prefill, apart))
     assert apart / alone == pytest.approx(1.0, abs=0.2)
     assert prefill / alone == pytest.approx(1.0, abs=0.2)
+
+
+def test_losses_and_ties_are_all_named() -> None:
+    rates = {"vllm": 1.0, "qoserve": 2.0, "distserve": 3.0, "slos": 2.04}
+    rows = [
+        {"profile": "p", "asked_replicas": 1, "scenario": "chatbot", "policy": policy, "rate_per_gpu": rate}
+        for policy, rate in rates.items()
+    ]
+    text = findings({"capacity": rows})
+    assert "loses to distserve in chatbot, p, 1 replica: 0.68x" in text
+    assert "ties with qoserve in chatbot, p, 1 replica: 1.02x" in text
+    assert "vllm in" not in text
+    assert "not known" in findings({})
+    assert "nowhere in the 1 cells" in findings({"capacity": [rows[0], {**rows[3], "rate_per_gpu": 2.0}]})
