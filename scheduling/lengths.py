@@ -13,30 +13,47 @@ from collections import deque
 WINDOW = 512
 MIN_SAMPLES = 24
 PRIOR_TOKENS = 256
+_ROUNDING = 1e-9
 _Key = tuple[str, ...]
 
 
 class _Window:
-    """The last WINDOW lengths, kept sorted beside their order of arrival."""
+    """The last WINDOW (length, cut off) pairs, kept sorted beside their order of arrival."""
 
     def __init__(self) -> None:
-        self.order: deque[int] = deque()
-        self.sorted: list[int] = []
+        self.order: deque[tuple[int, bool]] = deque()
+        self.sorted: list[tuple[int, bool]] = []
+        self._cut_off = 0
 
-    def add(self, length: int) -> None:
+    def add(self, length: int, cut_off: bool) -> None:
         if len(self.order) == WINDOW:
             oldest = self.order.popleft()
             del self.sorted[bisect.bisect_left(self.sorted, oldest)]
-        self.order.append(length)
-        bisect.insort(self.sorted, length)
+            self._cut_off -= oldest[1]
+        self.order.append((length, cut_off))
+        bisect.insort(self.sorted, (length, cut_off))
+        self._cut_off += cut_off
 
     def quantile_beyond(self, quantile: float, generated: int) -> int | None:
-        """Quantile of the lengths greater than `generated`; None when there are fewer than 4 of them."""
-        start = bisect.bisect_right(self.sorted, generated)
-        beyond = len(self.sorted) - start
-        if beyond < 4:
+        """Quantile of the lengths greater than `generated`; None when there are fewer than 4 of them.
+
+        One that was cut off says only that it would have been longer (Kaplan and Meier): the longest is the answer
+        when too many were.
+        """
+        start, count = bisect.bisect_right(self.sorted, (generated, True)), len(self.sorted)
+        if count - start < 4:
             return None
-        return self.sorted[start + min(beyond - 1, math.ceil(quantile * beyond) - 1)]
+        if not self._cut_off:
+            beyond = count - start
+            return self.sorted[start + min(beyond - 1, math.ceil(quantile * beyond - _ROUNDING) - 1)][0]
+        longer = 1.0
+        for index in range(start, count):
+            length, cut_off = self.sorted[index]
+            if not cut_off:
+                longer *= 1.0 - 1.0 / (count - index)
+                if longer <= 1.0 - quantile + _ROUNDING:
+                    return length
+        return self.sorted[-1][0]
 
 
 class LengthEstimator:
@@ -51,8 +68,16 @@ class LengthEstimator:
         self._prior_tokens = prior_tokens
         self._windows: dict[_Key, _Window] = {}
 
-    def observe(self, slo_class: str, output_tokens: int, tenant: str = "", prompt_tokens: int = 0) -> None:
-        """Learn from a request that ended by itself (not from a cancelled one)."""
+    def observe(
+        self,
+        slo_class: str,
+        output_tokens: int,
+        tenant: str = "",
+        prompt_tokens: int = 0,
+        *,
+        cut_off: bool = False,
+    ) -> None:
+        """Learn from a request that ended by itself (not from a cancelled one); cut_off: by its max_tokens."""
         if output_tokens < 1:
             return
         for key in _keys(slo_class, tenant, prompt_tokens):
@@ -61,7 +86,7 @@ class LengthEstimator:
                 if len(self._windows) >= self.MAX_KEYS and key:
                     continue
                 window = self._windows[key] = _Window()
-            window.add(output_tokens)
+            window.add(output_tokens, cut_off)
 
     def remaining(
         self,

@@ -8,7 +8,7 @@ from protos.slos.v1 import common_pb2
 from scheduling.lengths import LengthEstimator
 from services.controller.contract import ApiError
 from services.controller.journal import JournalWriter
-from services.controller.ledger import Ledger, closing_of, outcome_of
+from services.controller.ledger import Ledger, closing_of, is_complete, outcome_of
 from services.controller.metrics import Metrics
 from services.controller.relay import RelayTimes
 from services.controller.request import LiveRequest
@@ -32,8 +32,7 @@ class Accounts:
 
     def placed(self, request: LiveRequest) -> None:
         """A request went to a replica."""
-        if request.epoch == 0:
-            self._journal.opened(request)
+        self._journal.opened(request)
         self._journal.unqueued(request)
 
     def promoted(self, request: LiveRequest) -> None:
@@ -42,8 +41,7 @@ class Accounts:
 
     def queued(self, request: LiveRequest) -> None:
         """A request waits without a promise."""
-        if request.epoch == 0:
-            self._journal.opened(request)
+        self._journal.opened(request)
         self._journal.queued(request)
 
     def refused(self, request: LiveRequest, error: ApiError) -> None:
@@ -73,8 +71,14 @@ class Accounts:
         """Nobody reads a request any more, and it is finished."""
         if request.outcome is None:
             request.outcome = outcome_of(request)
-        if request.finish_reason == common_pb2.FINISH_REASON_STOP:
-            self.lengths.observe(request.slo_class, len(request.output), request.tenant, request.prompt_tokens)
+        if is_complete(request):
+            self.lengths.observe(
+                request.slo_class,
+                len(request.output),
+                request.tenant,
+                request.prompt_tokens,
+                cut_off=request.finish_reason == common_pb2.FINISH_REASON_LENGTH,
+            )
         self._metrics.ended(request, request.outcome)
         self.ledger.ended(request)
         self._journal.unqueued(request)

@@ -78,7 +78,9 @@ class JournalWriter:
         self._queued: set[str] = set()
 
     def opened(self, request: LiveRequest) -> None:
-        """A request was taken; its id may be that of one that has just ended."""
+        """A request was taken, said once or again; its id may be that of one that has just ended."""
+        if request.request_id in self._written and request.request_id not in self._to_close:
+            return
         if request.request_id in self._to_close:
             self._close_first[request.request_id] = self._to_close.pop(request.request_id)
         self._to_open[request.request_id] = header(request)

@@ -146,3 +146,25 @@ async def test_a_new_leader_closes_what_the_old_one_left(store: Store) -> None:
     assert record is not None
     assert record.closing == {"finish_reason": "error", "error": REASON, "output_tokens": 3}
     assert await store.best_effort.size() == 0
+
+
+async def test_a_request_that_is_queued_and_then_placed_is_written_once(store: Store) -> None:
+    journal = writer(store)
+    request = make_request("twice")
+    journal.opened(request)
+    journal.queued(request)
+    await journal.flush()
+    assert journal.backlog == 0
+    journal.opened(request)
+    journal.unqueued(request)
+    assert journal.backlog == 0, "nothing new was said"
+    request.output += [5]
+    journal.touched(request)
+    await journal.flush()
+    journal.opened(request)
+    request.output += [6]
+    journal.touched(request)
+    await journal.flush()
+    record = await store.journal.get("twice")
+    assert record is not None
+    assert record.entries == {0: {"token_ids": [5]}, 1: {"token_ids": [6]}}
