@@ -162,6 +162,8 @@ class AdmissionLoop:
     def _place(self, request: LiveRequest, target: Target, admission: Admission) -> None:
         self._queue.remove(request)
         request.admission = admission
+        while target.remembers(request):
+            request.epoch += 1
         due_s = self._planner.engine_due_s(request)
         if target.prefill is None:
             target.decode.placed.submit(request, due_s)

@@ -214,7 +214,7 @@ class Core:
         except ApiError as error:
             self.metrics.refused.labels(error.code).inc()
             raise
-        if self._in_use(request.request_id):
+        if request.request_id in self.live:
             self.metrics.refused.labels("ALREADY_EXISTS").inc()
             raise ApiError(
                 "ALREADY_EXISTS", f"request id {request.request_id!r} is in use; take another", param="request_id"
@@ -231,9 +231,6 @@ class Core:
     def problems(self) -> list[str]:
         """Broken invariants, as sentences; empty when all is well."""
         return problems(self.live, self.admission, self.queue, self.replicas)
-
-    def _in_use(self, request_id: str) -> bool:
-        return request_id in self.live or any(request_id in replica.placed.leaving for replica in self.replicas)
 
     def _stop(self, request: LiveRequest) -> None:
         """Take a request off wherever it is."""

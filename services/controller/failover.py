@@ -14,7 +14,7 @@ from services.controller.replica import Replica
 from services.controller.request import LiveRequest
 from services.controller.sampling import derived_seed
 
-ELSEWHERE = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED"})
+ELSEWHERE = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "ALREADY_EXISTS"})
 """Status names with which a worker says that another worker may take the request."""
 _STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 

@@ -285,6 +285,9 @@ class Replica:
         self._drop_leg(rejected.request_id, rejected.reason)
         request = self.placed.requests.pop(rejected.request_id, None)
         self.placed.gone(rejected.request_id)
+        if rejected.code == grpc.StatusCode.ALREADY_EXISTS.value[0]:
+            # What it holds under this name is nobody's: whatever is ours was sent once.
+            self.placed.take_back(rejected.request_id)
         if request is not None:
             self._events.rejected(self, request, rejected)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
+from services.controller.request import LiveRequest
+from services.controller.submission import leg_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,12 @@ class Target:
     def first(self) -> Replica:
         """The worker that computes the prompt."""
         return self.prefill or self.decode
+
+    def remembers(self, request: LiveRequest) -> bool:
+        """Whether one of the workers may still hold an earlier request under the name that this one would get."""
+        if request.wire_id in self.decode.placed.leaving:
+            return True
+        return self.prefill is not None and leg_id(request) in self.prefill.placed.leaving
 
     def __str__(self) -> str:
         if self.prefill is None:

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import grpc
 import pytest
 
-from protos.slos.v1 import client_pb2, common_pb2, worker_pb2
-from scheduling import registry
+from protos.slos.v1 import common_pb2, worker_pb2
 from services.common.embedded_redis import EmbeddedRedis
-from services.common.metrics import CollectorRegistry
-from services.common.store import ReplicaRecord, Store, StoreSettings
-from services.controller.contract import ApiError, GenerationCall
-from services.controller.core import Core, CoreSettings
-from services.controller.metrics import Metrics
-from services.controller.tokenizer import ModelTokenizer
-from tests.services.controller.http.conftest import CHATML, write_folder
-from tests.services.controller.peer import Peer, info, listening
-
-LOOSE = common_pb2.SloSpec(slo_class="chatbot", ttft_ms=60_000.0, tpot_ms=5_000.0)
+from services.controller.contract import ApiError
+from services.controller.core import Core
+from tests.services.controller.cores import LOOSE, ask, cancelled, core_over, step, submitted
+from tests.services.controller.peer import Peer
 
 
 @dataclass(slots=True)
@@ -39,66 +27,15 @@ class Pair:
 
     def ask(self, request_id: str = "r", slo: common_pb2.SloSpec = LOOSE) -> asyncio.Task[list]:
         """Start a request; the task gives its messages."""
-        call = GenerationCall(
-            model="tiny",
-            token_ids=tuple(range(40)),
-            sampling=common_pb2.Sampling(temperature=0.0, max_tokens=3),
-            slo=slo,
-            received_s=time.monotonic(),
-            request_id=request_id,
-        )
-
-        async def read() -> list[client_pb2.GenerateResponse]:
-            return [message async for message in self.core.generate(call)]
-
-        return asyncio.create_task(read())
-
-
-def submitted(name: str) -> Callable[[worker_pb2.Command], bool]:
-    return lambda command: command.submit.request_id == name
-
-
-def cancelled(name: str) -> Callable[[worker_pb2.Command], bool]:
-    return lambda command: command.cancel.request_id == name
-
-
-def step(number: int, name: str, tokens: list[int], finish: int = 0, **fields: object) -> worker_pb2.Event:
-    update = worker_pb2.RequestStep(request_id=name, token_ids=tokens, finish_reason=finish, **fields)
-    return worker_pb2.Event(
-        number=number, step=worker_pb2.Step(duration_us=20_000, requests=[update], free_blocks=100, batch_tokens=1)
-    )
+        return ask(self.core, request_id, slo)
 
 
 @pytest.fixture
 async def pair(redis_server: EmbeddedRedis, tmp_path: Path) -> AsyncIterator[Pair]:
-    model = ModelTokenizer("tiny", write_folder(tmp_path / "model", CHATML))
-    store = Store(StoreSettings(url=redis_server.url, prefix=uuid.uuid4().hex))
     peers = {"prefill": Peer(), "decode": Peer()}
-    core = Core(
-        "test",
-        1,
-        store,
-        {"tiny": model},
-        registry.get("slos"),
-        Metrics(CollectorRegistry()),
-        partial(grpc.aio.insecure_channel, options=[("grpc.use_local_subchannel_pool", 1)]),
-        CoreSettings(),
-        lambda: None,
-    )
-    async with contextlib.AsyncExitStack() as stack:
-        for role, peer in peers.items():
-            address = await stack.enter_async_context(listening(peer))
-            facts = info(role, role=role, kv_address=f"kv-of-{role}:1", tokenizer_hash=model.hash)
-            peer.welcome.info.CopyFrom(facts)
-            await store.replicas.register(ReplicaRecord(address, "one", facts), 60.0)
-        await core.start()
-        async with asyncio.timeout(10):
-            while len(core.replicas.usable("tiny")) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        yield Pair(core, peers["prefill"], peers["decode"])
-        assert core.problems() == []
-        await core.close()
-    await store.close()
+    facts = {role: {"role": role, "kv_address": f"kv-of-{role}:1"} for role in peers}
+    async with core_over(redis_server, tmp_path, peers, **facts) as core:
+        yield Pair(core, **peers)
 
 
 async def test_both_halves_name_the_same_transfer(pair: Pair) -> None:
