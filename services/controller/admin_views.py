@@ -19,7 +19,6 @@ def replica_to_wire(replica: Replica) -> admin_pb2.Replica:
     """Describe a replica."""
     info, mirror = replica.info, replica.mirror
     standard, best_effort = mirror.counts() if mirror is not None else (0, 0)
-    times = replica.step_times_s
     return admin_pb2.Replica(
         replica=replica.worker_id,
         role=info.role,
@@ -31,8 +30,8 @@ def replica_to_wire(replica: Replica) -> admin_pb2.Replica:
         kv_used_tokens=mirror.used_tokens() if mirror is not None and replica.state is not ReplicaState.LOST else 0,
         standard=standard,
         best_effort=best_effort,
-        steps=replica.steps,
-        step_ms=1e3 * sum(times) / len(times) if times else 0.0,
+        steps=replica.steps.count,
+        step_ms=1e3 * replica.steps.mean_s,
         rtt_ms=1e3 * replica.link.rtt_s,
         hardware=info.hardware,
         time_model_json=mirror.model.to_json() if mirror is not None else info.time_model_json,

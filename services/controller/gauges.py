@@ -42,7 +42,7 @@ class CoreGauges(Collector):
         for replica in core.replicas:
             name = [replica.worker_id]
             up.add_metric(name, float(replica.state is ReplicaState.READY))
-            steps.add_metric(name, replica.steps)
+            steps.add_metric(name, replica.steps.count)
             rtt.add_metric(name, replica.link.rtt_s)
             if replica.mirror is None:
                 continue

@@ -19,7 +19,7 @@ _EVERY = 64
 class RelayTimes:
     """How long tokens take from the end of their engine step to the front door."""
 
-    def __init__(self, first_guess_s: float = 0.003, limit_s: float = 1.0) -> None:
+    def __init__(self, first_guess_s: float = 0.01, limit_s: float = 1.0) -> None:
         """Start from a guess; no stall of this process makes more than limit_s of it."""
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._limit_s = limit_s

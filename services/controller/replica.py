@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 import grpc
@@ -17,10 +16,9 @@ from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
 from services.controller.placements import Placements
 from services.controller.replica_events import ReplicaEvents, ReplicaState
+from services.controller.step_record import StepRecord
 
 log = logging.getLogger(__name__)
-
-STEP_TIMES_KEPT = 100
 
 
 class Replica:
@@ -49,8 +47,7 @@ class Replica:
         self.incarnation = ""
         self.last_event = 0
         self.acknowledged = 0
-        self.steps = 0
-        self.step_times_s: deque[float] = deque(maxlen=STEP_TIMES_KEPT)
+        self.steps = StepRecord()
         self.disconnected_s = time.monotonic()
         self.draining = False
         self._missing: set[str] = set()
@@ -146,6 +143,7 @@ class Replica:
             if self.margin is not None:
                 self.margin.attached(mirror.model)
             self.placed.leaving.clear()
+        self.steps.reattached()
         if not same_process:
             self.last_event = self.acknowledged = 0
             self.draining = False
@@ -248,9 +246,7 @@ class Replica:
 
     def _stepped(self, step: worker_pb2.Step, received_s: float) -> None:
         assert self.mirror is not None
-        ended_s = received_s - step.age_us / 1e6 - self.link.rtt_s / 2
-        self.steps += 1
-        self.step_times_s.append(step.duration_us / 1e6)
+        ended_s = self.steps.ended_s(step, received_s, self.link.rtt_s)
         self.mirror.stepped(step, ended_s)
         if self.margin is not None:
             self.margin.stepped(step)

@@ -132,6 +132,7 @@ def step_event(step: StepEvent) -> worker_pb2.Event:
             free_blocks=step.free_blocks,
             batch_tokens=step.batch_tokens,
             batch_requests=step.batch_requests,
+            ended_us=round(step.ended_s * clock.MICROSECONDS),
         )
     )
 

@@ -230,7 +230,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("duration_us", "predicted_us", "age_us", "requests", "free_blocks", "batch_tokens", "batch_requests")
+    __slots__ = ("duration_us", "predicted_us", "age_us", "requests", "free_blocks", "batch_tokens", "batch_requests", "ended_us")
     DURATION_US_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_US_FIELD_NUMBER: _ClassVar[int]
     AGE_US_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class Step(_message.Message):
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_US_FIELD_NUMBER: _ClassVar[int]
     duration_us: int
     predicted_us: int
     age_us: int
@@ -245,7 +246,8 @@ class Step(_message.Message):
     free_blocks: int
     batch_tokens: int
     batch_requests: int
-    def __init__(self, duration_us: _Optional[int] = ..., predicted_us: _Optional[int] = ..., age_us: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStep, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., batch_requests: _Optional[int] = ...) -> None: ...
+    ended_us: int
+    def __init__(self, duration_us: _Optional[int] = ..., predicted_us: _Optional[int] = ..., age_us: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStep, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., batch_requests: _Optional[int] = ..., ended_us: _Optional[int] = ...) -> None: ...
 
 class RequestStep(_message.Message):
     __slots__ = ("request_id", "token_ids", "text", "logprobs", "finish_reason", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions", "cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed")

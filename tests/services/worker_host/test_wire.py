@@ -120,6 +120,7 @@ def test_step_carries_every_field_of_an_update() -> None:
     step = event.step
     assert (step.duration_us, step.predicted_us) == (12_500, 10_000)
     assert (step.free_blocks, step.batch_tokens, step.batch_requests) == (11, 12, 13)
+    assert step.ended_us == 10_000_000
     (message,) = step.requests
     assert message.finish_reason == common_pb2.FINISH_REASON_ERROR
     assert message.logprobs[0].tokens[0].logprob == -0.5
