@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks import common, prometheus, slo, sweep
 from loadtest.own_cluster import own_cluster
 from loadtest.records import Record
-from protos.slos.v1 import admin_pb2, admin_pb2_grpc, client_pb2, client_pb2_grpc
+from protos.slos.v1 import admin_pb2, admin_pb2_grpc
 from scheduling.classes import APPLICATION_CLASSES, scaled
 from scheduling.time_model import TimeModel
 from simulation import profiles
@@ -35,8 +35,6 @@ from simulation.workload import Workload, merged, single_stage
 
 ATTAINMENT_POINTS = 5.0
 MEDIAN_SHARE = 0.15
-BLOCK_TOKENS = 16
-"""Granularity of the simulator's KV memory; the admin API tells capacities in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +186,21 @@ def fitted_profile(grpc_address: str, folder: Path) -> tuple[Profile, int]:
     """The engine's fitted time model and limits as a hardware profile, and the model's window."""
     with grpc.insecure_channel(grpc_address) as channel:
         replicas = admin_pb2_grpc.AdminStub(channel).ListReplicas(admin_pb2.ListReplicasRequest(), timeout=30.0)
-        models = client_pb2_grpc.ClientStub(channel).ListModels(client_pb2.ListModelsRequest(), timeout=30.0)
-    replica, window_tokens = replicas.replicas[0], int(models.models[0].max_model_len)
+    replica = replicas.replicas[0]
     file = folder / "engine.json"
     engine = {
         "model": replica.model,
         "hardware": replica.hardware,
-        "max_model_len": window_tokens,
-        "block_size": BLOCK_TOKENS,
-        "kv_blocks": int(replica.kv_capacity_tokens) // BLOCK_TOKENS,
-        "max_batch_tokens": 1024,
-        "max_batch_requests": 64,
+        "max_model_len": replica.max_model_len,
+        "block_size": replica.block_size,
+        "kv_blocks": int(replica.kv_capacity_tokens) // replica.block_size,
+        "max_batch_tokens": replica.max_batch_tokens,
+        "max_batch_requests": replica.max_batch_requests,
+        "max_spec_tokens": max(1, replica.max_spec_tokens),
     }
     model = TimeModel.from_json(replica.time_model_json).with_margin(1.0)
     file.write_text(json.dumps({"time_model": json.loads(model.to_json()), "engine": engine}))
-    return profiles.load(str(file)), window_tokens
+    return profiles.load(str(file)), int(replica.max_model_len)
 
 
 def show(whole: common.Result) -> None:
