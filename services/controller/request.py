@@ -15,6 +15,8 @@ from services.controller.prefix import block_chain
 from services.controller.reasoning import ReasoningSplitter
 
 HISTORY_LIMIT = 64
+_CODES = {common_pb2.FINISH_REASON_ERROR: "INTERNAL", common_pb2.FINISH_REASON_CANCELLED: "CANCELLED"}
+"""gRPC status names of ends that nobody has named better; HTTP clients get the same."""
 
 
 class Outbox:
@@ -208,7 +210,7 @@ class LiveRequest:
         self.tell_promise()
 
     def finish(self, finish_reason: common_pb2.FinishReason, error: str = "", error_code: str = "") -> None:
-        """End the request towards its client; a second end is ignored."""
+        """End the request towards its client; a second end is ignored. error_code: gRPC status name of an error."""
         if self.finished:
             return
         message = self.outbox.open()
@@ -221,7 +223,7 @@ class LiveRequest:
         self.finished_s = time.monotonic()
         message.finish_reason = finish_reason
         message.error = error
-        message.error_code = error_code
+        message.error_code = error_code or _CODES.get(finish_reason, "")
         message.prompt_tokens = self.prompt_tokens
         message.output_tokens = len(self.output)
         message.cached_tokens = self.cached_tokens
