@@ -33,11 +33,16 @@ Real engines are in [benchmarks.md](benchmarks.md).
 
 **How to read it.** Capacity is the highest rate of sessions per second and GPU at which at least 90 % of *all*
 arrivals keep every deadline (strict: first token and every later token, no tolerance). A refused or best-effort
-request counts as missed. Every search runs the same 20 minutes of trace at every rate, stretched in time, and at least
-ten simulated minutes. Output lengths are unknown to the planner (an online quantile estimate), unless a table says
-otherwise. Baselines run with the best of the configurations in `simulation/evaluation/settings.py`, searched on
-another part of the data (`tuned.json`). DistServe's rate is per GPU of its best ratio. Differences under 5 % are ties
+request counts as missed. Every search runs the same slice of trace at every rate, stretched in time: 20 minutes of it
+(unless the line under a table says less) and always at least ten simulated minutes. Output lengths are unknown to the
+planner (an online quantile estimate), unless a table says otherwise. Baselines run with the best of the configurations
+in `simulation/evaluation/settings.py`, searched on another part of the data (`tuned.json`); `slos`, `edf-exact` and
+`dp` run with their defaults everywhere. DistServe's rate is per GPU of its best ratio. Differences under 5 % are ties
 (15 % in the bursty scenarios coding and tool-calling).
+
+**How to make it again.** `make evaluation ARGS="--data DIR"` with the public files in DIR (without: distributions
+fitted to them). The most telling sections come first, every row is kept as soon as it is known, and an interrupted
+evaluation goes on where it stopped; what is missing is listed as not run.
 """
 
 

@@ -35,6 +35,9 @@ def test_the_quick_evaluation_writes_a_document_with_figures(tmp_path: Path) -> 
     for figure in ("capacity-a100-opt-13b-kv-1.svg", "burst.svg"):
         assert f"figures/{figure}" in text
         assert (tmp_path / "figures" / figure).stat().st_size > 5_000
+    again = [sys.executable, "-m", "simulation.evaluation", "--render", "--out", str(tmp_path)]
+    subprocess.run(again, capture_output=True, timeout=200, check=True)
+    assert (tmp_path / "evaluation.md").read_text() == text
     rows = json.loads((tmp_path / "evaluation.json").read_text())["capacity"]
     assert {(r["scenario"], r["policy"]) for r in rows} == {
         (s, p) for s in ("chatbot", "coding") for p in ("vllm-v1", "qoserve", "slos")
