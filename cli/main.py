@@ -7,7 +7,21 @@ import sys
 
 import click
 
-from cli.commands import bench, chat, cluster, explain, profile, replicas, requests, simulate, slo, status, tenants, top
+from cli.commands import (
+    advise,
+    bench,
+    chat,
+    cluster,
+    explain,
+    profile,
+    replicas,
+    requests,
+    simulate,
+    slo,
+    status,
+    tenants,
+    top,
+)
 from cli.errors import MEANING, CliError, Exit
 from cli.rpc import Target
 
@@ -38,6 +52,7 @@ for command in (
     cluster.down,
     status.status,
     replicas.replicas,
+    advise.advise,
     slo.slo,
     tenants.tenants,
     requests.requests,

@@ -16,6 +16,8 @@ from protos.slos.v1 import admin_pb2
 
 _RATIOS = ("p50", "p99", "largest", "margin")
 
+CONFIRM_S = 15.0
+
 
 @click.group()
 def replicas() -> None:
@@ -110,6 +112,14 @@ def set_role(target: Target, replica: str, role: str, as_json: bool) -> None:
     with connect(target) as connection:
         request = admin_pb2.SetReplicaRoleRequest(replica=replica, role=role)
         answer = connection.call(connection.admin.SetReplicaRole, request)
+        deadline_s = time.monotonic() + CONFIRM_S
+        while answer.role != role:  # the worker itself confirms it
+            if time.monotonic() > deadline_s:
+                raise CliError(
+                    f"{replica} has not confirmed its new role within {CONFIRM_S:.0f} s; it is {answer.state}."
+                )
+            time.sleep(0.1)
+            answer = _find(connection, replica)
     _changed(answer, as_json)
 
 

@@ -33,7 +33,8 @@ def test_valid(compose: dict[str, Any]) -> None:
     # The parser knows the compose specification and refuses unknown keys and malformed values.
     parsed = PyCompose.from_yaml(yaml.safe_dump(compose))
     parsed.validate()
-    assert set(parsed.service_names()) == {"controller", "model", "redis", "worker-0", "worker-1"}
+    workers = {"worker-0", "worker-1", "prefill-0", "decode-0"}
+    assert set(parsed.service_names()) == {"controller", "model", "redis"} | workers
 
 
 def test_the_check_would_notice() -> None:
@@ -55,15 +56,28 @@ def test_every_server_has_a_health_check_and_dependencies_exist(compose: dict[st
 
 
 def test_gpus_are_reserved_where_there_are_some(variant: str, compose: dict[str, Any]) -> None:
-    for name in ("worker-0", "worker-1"):
+    for name in ("worker-0", "worker-1", "prefill-0", "decode-0"):
         reserved = "deploy" in compose["services"][name]
         assert reserved == (variant == "gpu")
     if variant == "gpu":
         devices = [
             compose["services"][name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
-            for name in ("worker-0", "worker-1")
+            for name in ("worker-0", "worker-1", "prefill-0", "decode-0")
         ]
-        assert devices == [["0"], ["1"]]
+        assert devices == [["0"], ["1"], ["0"], ["1"]]
+
+
+def test_disaggregated_profile_starts_a_pair_that_can_exchange_kv(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    started = {name for name, service in services.items() if service.get("profiles") == ["disaggregated"]}
+    assert started == {"prefill-0", "decode-0"}
+    for name in started:
+        environment = services[name]["environment"]
+        assert environment["SLOS_ROLE"] == name.split("-")[0]
+        assert services[name]["image"] != "slos-serve/controller"  # it has no torch
+        assert services[name]["ipc"] == "host"
+        assert services[name]["ulimits"]["memlock"] == -1
+        assert "NCCL_SOCKET_IFNAME" in environment
 
 
 def test_images_are_built_from_files_that_exist(variant: str, compose: dict[str, Any]) -> None:
