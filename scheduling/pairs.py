@@ -76,7 +76,8 @@ def decide_pair(
         prefill_candidate(candidate, prefill, transfer.duration_s(candidate.prompt_tokens) + step_s)
         for candidate in candidates
     ]
-    first = admission.decide(now_s, prefill.table, prefill.free_blocks, prefill.model, prefill.limits, before)
+    prefill_s, decode_s = max(now_s, prefill.as_of_s), max(now_s, decode.as_of_s)
+    first = admission.decide(prefill_s, prefill.table, prefill.free_blocks, prefill.model, prefill.limits, before)
     declined = {name: f"prefill on {prefill.replica}: {why}" for name, why in first.declined.items()}
     explain: dict[str, object] = {
         "prefill": first.explain,
@@ -87,6 +88,6 @@ def decide_pair(
     after = [decode_candidate(candidate) for candidate in candidates if candidate.request_id in wanted]
     if not after:
         return AdmissionDecision((), declined, explain)
-    second = admission.decide(now_s, decode.table, decode.free_blocks, decode.model, decode.limits, after)
+    second = admission.decide(decode_s, decode.table, decode.free_blocks, decode.model, decode.limits, after)
     declined |= {name: f"decode on {decode.replica}: {why}" for name, why in second.declined.items()}
     return AdmissionDecision(second.accepted, declined, {**explain, "decode": second.explain})

@@ -6,6 +6,7 @@ They are pure: same arguments, same answer; time is an argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -77,6 +78,8 @@ class ReplicaView:
     role: str = "both"
     cached_tokens: dict[str, int] = field(default_factory=dict)
     """Prompt tokens in this replica's prefix cache, by candidate request id."""
+    as_of_s: float = -math.inf
+    """The moment that the table stands for, if that is still to come: nobody joins the replica before."""
 
 
 class RoutingPolicy(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from protos.slos.v1 import worker_pb2
 from scheduling.foresight import after_step
@@ -42,6 +43,7 @@ class ReplicaMirror:
         self.model = TimeModel.from_json(info.time_model_json)
         self._step_began_s = 0.0
         self._joined_s: dict[str, float] = {}
+        self._arriving: set[str] = set()
         self.prefixes = PrefixIndex(self.limits.block_size, self.limits.total_blocks) if info.prefix_caching else None
 
     def set_margin(self, margin: float) -> None:
@@ -53,18 +55,20 @@ class ReplicaMirror:
         cached = {request.wire_id: held for request in requests if (held := self.cached_tokens(request))}
         return ReplicaView(self.replica, self.table, self.free_blocks, self.model, self.limits, self.role, cached)
 
-    def foreseen(self, now_s: float, batching: BatchPolicy) -> tuple[float, RequestTable, int]:
-        """Return the first moment at which a new request can join a step, and table and free blocks as of then."""
-        late = [self.table.slot(name) for name in self._joined_s if name in self.table]
-        if len(self.table) == len(late):
-            return now_s, self.table, self.free_blocks
-        self.table.active[late] = False
+    def foreseen(self, now_s: float, batching: BatchPolicy, requests: Iterable[LiveRequest] = ()) -> ReplicaView:
+        """Return the view as of the first moment at which a new request can join a step."""
+        seen = self.view(requests)
+        absent = [self.table.slot(name) for name in self._joined_s.keys() | self._arriving if name in self.table]
+        if len(self.table) == len(absent):
+            return replace(seen, as_of_s=now_s)
+        self.table.active[absent] = False
         try:
             plan = batching.plan(self._step_began_s, self.table, self.free_blocks, self.model, self.limits)
         finally:
-            self.table.active[late] = True
+            self.table.active[absent] = True
         end_s = max(now_s, self._step_began_s + plan.predicted_s)
-        return end_s, *after_step(self.table, self.free_blocks, plan, end_s, self.limits.block_size)
+        table, free_blocks = after_step(self.table, self.free_blocks, plan, end_s, self.limits.block_size)
+        return replace(seen, table=table, free_blocks=free_blocks, as_of_s=end_s)
 
     def cached_tokens(self, request: LiveRequest) -> int:
         """Tokens of a request that this replica would not have to compute; at least one is always computed."""
@@ -102,6 +106,8 @@ class ReplicaMirror:
         thinking = thinking_tpot_s is not None and not request.thinking_done
         tokens = request.prompt_tokens + len(request.output)
         self._joins(request.wire_id)
+        if arrives:
+            self._arriving.add(request.wire_id)
         self.table.add(
             request.wire_id,
             prompt_tokens=request.prompt_tokens,
@@ -158,6 +164,7 @@ class ReplicaMirror:
     def remove(self, wire_id: str) -> None:
         """Forget a request; an unknown one is ignored."""
         self._joined_s.pop(wire_id, None)
+        self._arriving.discard(wire_id)
         if wire_id in self.table:
             self.table.remove(wire_id)
 
@@ -168,6 +175,8 @@ class ReplicaMirror:
         """
         wire_id = update.request_id
         table = self.table
+        if update.token_ids or update.kv_recomputed:
+            self._arriving.discard(wire_id)
         if wire_id not in table:
             return False
         slot = table.slot(wire_id)

@@ -92,15 +92,14 @@ class Planner:
     def promotable(self, requests: Sequence[LiveRequest], replica: Replica) -> list[LiveRequest]:
         """Best-effort requests on this replica that it can promise now."""
         now_s = time.monotonic()
-        mirror = mirror_of(replica)
         try:
-            at_s, table, free_blocks = mirror.foreseen(now_s, self.policy.batching)
+            seen = mirror_of(replica).foreseen(now_s, self.policy.batching)
             decision = promote(
-                at_s,
-                table,
-                free_blocks,
-                mirror.model,
-                mirror.limits,
+                seen.as_of_s,
+                seen.table,
+                seen.free_blocks,
+                seen.model,
+                seen.limits,
                 self.policy.admission,
                 [request.wire_id for request in requests],
             )
@@ -130,11 +129,11 @@ class Planner:
     ) -> AdmissionDecision:
         admission = self.policy.admission
         if target.prefill is None:
-            mirror = mirror_of(target.decode)
-            at_s, table, free_blocks = mirror.foreseen(now_s, self.policy.batching)
-            return admission.decide(at_s, table, free_blocks, mirror.model, mirror.limits, candidates)
+            seen = mirror_of(target.decode).foreseen(now_s, self.policy.batching)
+            return admission.decide(seen.as_of_s, seen.table, seen.free_blocks, seen.model, seen.limits, candidates)
         transfer = self.transfers.model(target.prefill.worker_id, target.decode.worker_id)
-        prefill, decode = mirror_of(target.prefill).view(group), mirror_of(target.decode).view()
+        prefill = mirror_of(target.prefill).foreseen(now_s, self.policy.batching, group)
+        decode = mirror_of(target.decode).foreseen(now_s, self.policy.batching)
         return decide_pair(now_s, prefill, decode, transfer, admission, candidates)
 
     def _candidate(self, request: LiveRequest, cached_tokens: int = 0) -> Candidate:

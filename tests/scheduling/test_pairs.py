@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scheduling import registry
@@ -90,3 +92,13 @@ def test_a_fuller_decode_side_takes_longer_steps() -> None:
 def test_a_factor_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         TRANSFER.scaled(0.0)
+
+
+def test_a_pair_promises_from_the_end_of_the_steps_under_way(admission: AdmissionPolicy) -> None:
+    prefill, decode = view("p", "prefill"), view("d", "decode")
+    busy = replace(prefill, as_of_s=1.0)
+    assert decide_pair(0.0, prefill, decode, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ("a",)
+    assert decide_pair(0.0, busy, decode, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ()
+    assert decide_pair(0.0, busy, decode, TRANSFER, admission, [candidate("a", 2.0)]).accepted == ("a",)
+    late = replace(decode, as_of_s=1.5)
+    assert decide_pair(0.0, prefill, late, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ()
