@@ -9,7 +9,7 @@ from typing import Any
 
 from simulation.evaluation import figures
 from simulation.evaluation.numbers import NO_SLO_BASELINES, Table, capacity_table, over, ratios, spread
-from simulation.evaluation.sections import BASELINES, OURS
+from simulation.evaluation.sections import BASELINES, OURS, THREE_SEEDS, Scope
 from simulation.scenarios.catalog import PAPER_SCENARIOS
 
 Rows = Sequence[dict[str, Any]]
@@ -32,6 +32,22 @@ def capacity_section(rows: Rows, out: Path) -> str:
     return "\n".join(text)
 
 
+def capacity_missing(rows: Rows) -> list[str]:
+    """Parts of the full grid that hold no row at all, and seeds that are still single."""
+    grid = Scope()
+    seen = {(r["profile"], r["asked_replicas"]) for r in rows}
+    missing = [
+        f"* capacity on {profile} at {replicas} replica{'s' if replicas > 1 else ''}"
+        f" (`--only capacity --profile {profile} --replicas {replicas}`)"
+        for profile in grid.profiles
+        for replicas in grid.replicas
+        if (profile, replicas) not in seen
+    ]
+    if rows and all(r["seed"] == 0 for r in rows):
+        missing.append(f"* capacity over three seeds on {' and '.join(THREE_SEEDS)} (`--only capacity`)")
+    return missing
+
+
 def one_table(rows: Rows, profile: str, replicas: int) -> str:
     """Capacities of one profile and size, and their ratios."""
     table = capacity_table(rows, profile, replicas)
@@ -51,7 +67,8 @@ def one_table(rows: Rows, profile: str, replicas: int) -> str:
         text.append(line([scenario, *values]))
     text.append(f"\nOver the best of {', '.join(NO_SLO_BASELINES)} (of those that were run):\n")
     text += _head("scenario")
-    for scenario, cell in table.items():
+    for scenario in (s for s in PAPER_SCENARIOS if s in table):
+        cell = table[scenario]
         text.append(line([scenario, *(ratio(ratios(cell).get(p, math.nan)) for p in POLICIES)]))
     means_of = []
     for base, others in (

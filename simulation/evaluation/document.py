@@ -11,6 +11,7 @@ from simulation.evaluation.capacity_tables import (
     NOT_RUN,
     POLICIES,
     Rows,
+    capacity_missing,
     capacity_section,
     line,
     one_table,
@@ -56,6 +57,7 @@ def write(known: dict[str, Any], out: Path) -> None:
             parts.append(section(rows, out) + _workload(rows))
         else:
             missing.append(f"* {title} (`--only {name}`)")
+    missing += capacity_missing(known.get("capacity", []))
     if missing:
         parts.append("## Not run yet\n\n" + "\n".join(missing) + "\n")
     parts.append(findings(known))
