@@ -6,6 +6,7 @@ Orders are ("submit", EngineRequest) and ("cancel", request id); every step come
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -22,14 +24,25 @@ from engine.protocol import EngineRequest, RequestUpdate
 from tests.engine.policies import DecodeFirst
 
 WAIT_S = 30.0
+_CLONE_NEWNET = 0x40000000
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.engine.emulated_peer"])
 
 
-def main(config: EmulatedConfig, pipe: Connection) -> None:
+def main(config: EmulatedConfig, pipe: Connection, namespace: str) -> None:
     """Serve orders until the pipe closes."""
+    if namespace:
+        _enter(namespace)
     torch.set_num_threads(1)
     asyncio.run(_serve(config, pipe))
+
+
+def _enter(namespace: str) -> None:
+    """Move this process to a network namespace of `ip netns`, before it has a thread or a socket."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/var/run/netns/{namespace}").open() as handle:
+        if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
 
 
 async def _serve(config: EmulatedConfig, pipe: Connection) -> None:
@@ -64,11 +77,11 @@ async def _serve(config: EmulatedConfig, pipe: Connection) -> None:
 class Peer:
     """A process with an engine, and what it has said."""
 
-    def __init__(self, config: EmulatedConfig) -> None:
-        """Start it and wait until it listens."""
+    def __init__(self, config: EmulatedConfig, namespace: str = "") -> None:
+        """Start it, in a network namespace if one is given, and wait until it listens."""
         self.config = config
         self._pipe, theirs = PROCESSES.Pipe()
-        self.process = PROCESSES.Process(target=main, args=(config, theirs), daemon=True)
+        self.process = PROCESSES.Process(target=main, args=(config, theirs, namespace), daemon=True)
         self.process.start()
         theirs.close()
         assert self._pipe.poll(WAIT_S * 2), "the engine process did not start"

@@ -21,6 +21,7 @@ from scheduling.time_model import TimeModel
 from tests.engine.emulated_peer import Peer
 from tests.engine.test_emulated_core import alone
 
+pytestmark = pytest.mark.timeout(300)
 ROUNDS = 20
 KV = KvConfig(
     heartbeat_s=0.05, lease_s=0.6, io_timeout_s=0.6, connect_timeout_s=2.0, message_bytes=65536, checksum=True

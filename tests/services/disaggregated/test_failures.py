@@ -15,6 +15,8 @@ from protos.slos.v1 import admin_pb2, client_pb2, client_pb2_grpc
 from tests.services.controller.load import ask, generate_request, prompt_of, run_all
 from tests.services.disaggregated.conftest import Pairs, Undisturbed, load, tokens
 
+pytestmark = pytest.mark.timeout(300)
+
 COUNT = 24
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import urllib.request
 
+import pytest
+
 from protos.slos.v1 import admin_pb2
 from tests.services.controller.load import run_all
 from tests.services.disaggregated.conftest import Pairs, Undisturbed, load, tokens
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_tokens_are_those_of_a_co_located_worker(shared: Pairs, undisturbed: Undisturbed) -> None:
