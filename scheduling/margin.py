@@ -69,8 +69,11 @@ class MarginEstimator:
         self._boost += -step * (1.0 - self._target) if kept else step * self._target
         self._boost = min(max(self._boost, 0.0), MAX_MARGIN - 1.0)
 
-    def margin(self) -> float:
-        """Return the factor on predicted times: the largest over the kinds of batches that make up 2 % of steps."""
+    def margin(self, at_least: float = 1.0) -> float:
+        """Return the factor on predicted times: the largest over the kinds of batches that make up 2 % of steps.
+
+        at_least: what it is before broken promises add to it, even where steps look better.
+        """
         total = sum(len(ratios) for ratios in self._ratios.values())
         if total < MIN_SAMPLES:
             return min(self._initial + self._boost, MAX_MARGIN)
@@ -80,7 +83,7 @@ class MarginEstimator:
             if not margins:
                 return min(self._initial + self._boost, MAX_MARGIN)
             self._learned, self._stale = max([1.0, *margins]), 0
-        return min(self._learned + self._boost, MAX_MARGIN)
+        return min(max(self._learned, at_least) + self._boost, MAX_MARGIN)
 
     def drift(self) -> float | None:
         """Median of measured / predicted over the last steps; None before there are enough.

@@ -12,6 +12,9 @@ LARGEST_ERROR = 1 / 3
 """A profile with a larger error than this was disturbed, and says nothing of the steps to come."""
 FEW_STEPS = 300
 """Until an engine has shown this many steps it may have hidden its slow ones."""
+ONE_CAUSE_STEPS = 25
+"""Promises that break within so many steps were broken together: by one pause of the machine, say, which no margin
+covers, and after which it would take thousands of kept promises to come down again."""
 SMALLEST_CHANGE = 0.005
 """Changes below this are not worth a message."""
 
@@ -29,6 +32,7 @@ class LearnedMargin:
     def _start(self, first: float) -> None:
         self._first = first
         self._steps = 0
+        self._last_miss = -ONE_CAUSE_STEPS
         self._estimator = MarginEstimator(self._precision_target, first)
 
     def attached(self, model: TimeModel) -> None:
@@ -48,12 +52,15 @@ class LearnedMargin:
 
     def promise_ended(self, kept: bool) -> None:
         """Learn from a promised request that has ended by itself."""
+        if not kept:
+            if self._steps - self._last_miss < ONE_CAUSE_STEPS:
+                return
+            self._last_miss = self._steps
         self._estimator.observe_promise(kept)
 
     def wanted(self) -> float:
         """Margin that would be right now."""
-        margin = self._estimator.margin()
-        return max(margin, self._first) if self._steps < FEW_STEPS else margin
+        return self._estimator.margin(self._first if self._steps < FEW_STEPS else 1.0)
 
     def take(self) -> bool:
         """Put the wanted margin in force; False when it is much the same."""

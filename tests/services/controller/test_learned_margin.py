@@ -8,7 +8,7 @@ import pytest
 
 from protos.slos.v1 import worker_pb2
 from scheduling.time_model import FitQuality, TimeModel
-from services.controller.learned_margin import FEW_STEPS, FIRST_GUESS, LearnedMargin, first_margin
+from services.controller.learned_margin import FEW_STEPS, FIRST_GUESS, ONE_CAUSE_STEPS, LearnedMargin, first_margin
 from tests.services.controller.peer import MODEL, Peer
 from tests.services.controller.test_replica import Record, attached, until
 
@@ -57,10 +57,19 @@ def test_noisy_steps_widen_the_margin_and_exact_ones_narrow_it_again() -> None:
 
 def test_broken_promises_widen_the_margin() -> None:
     margin = LearnedMargin(0.99)
-    before = margin.wanted()
-    for number in range(100):
+    for number in range(10 * ONE_CAUSE_STEPS):
+        margin.stepped(step_of(1.0))
         margin.promise_ended(number % 10 != 0)
-    assert margin.wanted() > before + 0.05
+    # Every second miss comes too soon after the one before.
+    assert margin.wanted() == pytest.approx(FIRST_GUESS + 0.05, abs=0.05)
+    assert margin.wanted() > FIRST_GUESS + 0.03
+
+
+def test_one_pause_that_breaks_many_promises_counts_once() -> None:
+    margin = LearnedMargin(0.99)
+    for _ in range(100):
+        margin.promise_ended(kept=False)
+    assert margin.wanted() == pytest.approx(FIRST_GUESS + 0.01, abs=0.001)
 
 
 def test_steps_without_a_prediction_and_another_engine_count_for_nothing() -> None:
