@@ -67,7 +67,7 @@ def one_table(rows: Rows, profile: str, replicas: int) -> str:
         text.append(line([scenario, *values]))
     text.append(f"\nOver the best of {', '.join(NO_SLO_BASELINES)} (of those that were run):\n")
     text += _head("scenario")
-    for scenario in (s for s in PAPER_SCENARIOS if s in table):
+    for scenario in (s for s in dict.fromkeys((*PAPER_SCENARIOS, *table)) if s in table):
         cell = table[scenario]
         text.append(line([scenario, *(ratio(ratios(cell).get(p, math.nan)) for p in POLICIES)]))
     means_of = []

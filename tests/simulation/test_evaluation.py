@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from simulation.evaluation import numbers, published
+from simulation.evaluation.book import Book
+from simulation.evaluation.capacity_tables import capacity_missing
 from simulation.evaluation.findings import findings
+from simulation.evaluation.sections import SECTIONS, Scope, stages
 from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
 
 
@@ -100,3 +103,27 @@ def test_losses_and_ties_are_all_named() -> None:
     assert "vllm in" not in text
     assert "not known" in findings({})
     assert "nowhere in the 1 cells" in findings({"capacity": [rows[0], {**rows[3], "rate_per_gpu": 2.0}]})
+
+
+def test_the_first_stage_answers_the_first_question_and_every_section_has_a_stage() -> None:
+    scope = Scope()
+    order = stages(scope)
+    first_name, first_scope = order[0]
+    first = SECTIONS[first_name](first_scope, {})
+    assert {(j.search.profile, j.search.replicas, j.search.seed) for j in first} == {(scope.profiles[0], 1, 0)}
+    assert {name for name, _ in order} == {"burst", "published", *SECTIONS}
+    whole = {str(job.row) for name, part in order if name == "capacity" for job in SECTIONS[name](part, {})}
+    assert whole == {str(job.row) for job in SECTIONS["capacity"](scope, {})}
+
+
+def test_rows_are_kept_at_once_and_replaced_by_cell(tmp_path: Path) -> None:
+    row = {"policy": "slos", "profile": "p", "scenario": "chatbot", "asked_replicas": 1, "seed": 0, "rate_per_gpu": 1.0}
+    book = Book(tmp_path)
+    book.add("capacity", row)
+    book.add("capacity", {**row, "seed": 1})
+    book.add("capacity", {**row, "rate_per_gpu": 2.0})
+    assert Book(tmp_path).known == {"capacity": [{**row, "rate_per_gpu": 2.0}, {**row, "seed": 1}]}
+    missing = "\n".join(capacity_missing([{**row, "profile": "a100-opt-7b"}]))
+    assert "three seeds" in missing
+    assert "--profile a100-opt-13b-kv --replicas 1" in missing
+    assert "--profile a100-opt-7b --replicas 1" not in missing
