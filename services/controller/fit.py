@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protos.slos.v1 import worker_pb2
+from services.common.rpc import PROTO_VERSION
 from services.controller.tokenizer import ModelTokenizer
+
+
+def why_unintelligible(info: worker_pb2.WorkerInfo) -> str:
+    """Say that a worker speaks another version of the API; empty when it does not."""
+    if info.proto_version == PROTO_VERSION:
+        return ""
+    return (
+        f"worker {info.worker_id} speaks version {info.proto_version} of the worker API, "
+        f"this controller version {PROTO_VERSION}; run both from the same release"
+    )
 
 
 def why_unfit(models: Mapping[str, ModelTokenizer], info: worker_pb2.WorkerInfo) -> str:

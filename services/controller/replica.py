@@ -10,7 +10,7 @@ from collections.abc import Callable
 import grpc
 
 from protos.slos.v1 import worker_pb2
-from services.common.rpc import PROTO_VERSION
+from services.controller.fit import why_unintelligible
 from services.controller.learned_margin import LearnedMargin
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
 from services.controller.mirror import ReplicaMirror
@@ -119,12 +119,7 @@ class Replica:
     def welcomed(self, welcome: worker_pb2.Welcome) -> None:
         """Take a new connection; LinkRefused when the worker does not fit."""
         info = welcome.info
-        if info.proto_version != PROTO_VERSION:
-            raise LinkRefused(
-                f"worker {self.worker_id} speaks version {info.proto_version} of the worker API, "
-                f"this controller version {PROTO_VERSION}; run both from the same release"
-            )
-        problem = self._check(info)
+        problem = why_unintelligible(info) or self._check(info)
         if problem:
             raise LinkRefused(problem)
         same_process = welcome.incarnation == self.incarnation
