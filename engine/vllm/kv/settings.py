@@ -32,6 +32,12 @@ def with_kv_exchange(config: VllmConfig, worker: str, kv: KvConfig) -> VllmConfi
     return replace(config, kv_connector=connector, kv_address=f"{kv.host}:{port}")
 
 
+def rank_address(address: str, tp_rank: int) -> str:
+    """Return where the given tensor-parallel rank of a peer listens; address is that of its rank 0."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + tp_rank}" if port.isdigit() else address
+
+
 def read_extra(extra: dict[str, object], tp_rank: int) -> KvConfig:
     """Read KvConfig back from kv_connector_extra_config, for one tensor-parallel rank."""
     fields = {name: extra[name] for name in KvConfig.__dataclass_fields__ if name in extra}

@@ -9,6 +9,7 @@ import torch
 from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.endpoint import KvEndpoint
 from engine.vllm.kv.scheduler import Progress, StepMetadata
+from engine.vllm.kv.settings import rank_address
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class WorkerHalf:
         for offer in meta.offers:
             self._sends[offer.key] = offer.vllm_id
             try:
-                endpoint.offer(offer.key, offer.address, offer.lease_s)
+                endpoint.offer(offer.key, rank_address(offer.address, self._identity.tp_rank), offer.lease_s)
             except KvExchangeError as error:
                 log.warning("KV transfer %s was not offered: %s", offer.key, error)
                 self._done_sends.add(self._sends.pop(offer.key))

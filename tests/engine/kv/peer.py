@@ -27,11 +27,20 @@ def contents(seed: int) -> list[torch.Tensor]:
     return [torch.randn(SHAPE, generator=generator).half() for _ in range(LAYERS)]
 
 
-def main(seed: int, port: int, pipe: Connection) -> None:
+def passed(device: str) -> torch.cuda.Event | None:
+    """The point that the device's stream has reached; None for host memory."""
+    if device == "cpu":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def main(seed: int, port: int, pipe: Connection, device: str = "cpu", backend: str = "auto") -> None:
     """Serve orders until the pipe closes."""
     torch.set_num_threads(1)
-    caches = contents(seed)
-    config = KvConfig(port=port, **CONFIG)  # type: ignore[arg-type]
+    caches = [cache.to(device) for cache in contents(seed)]
+    config = KvConfig(port=port, backend=backend, **CONFIG)  # type: ignore[arg-type]
     endpoint = KvEndpoint(caches, BLOCKS, Identity(f"worker-{seed}", "model"), config)
     write_lock = threading.Lock()
 
@@ -65,7 +74,7 @@ def main(seed: int, port: int, pipe: Connection) -> None:
         elif order["do"] == "compute":
             endpoint.grow(key, order["blocks"], len(order["blocks"]))
             for layer in range(LAYERS):
-                endpoint.computed(key, layer, len(order["blocks"]))
+                endpoint.computed(key, layer, len(order["blocks"]), passed(device))
                 time.sleep(order.get("layer_s", 0.0))
         elif order["do"] == "abort":
             endpoint.abort_sending(key, "asked to")

@@ -24,10 +24,10 @@ PROCESSES.set_forkserver_preload(["tests.engine.kv.peer"])
 class Peer:
     """A peer process; orders are answered in order, ends of transfers are collected aside."""
 
-    def __init__(self, seed: int, port: int = 0) -> None:
+    def __init__(self, seed: int, port: int = 0, device: str = "cpu", backend: str = "auto") -> None:
         self.seed = seed
         self._pipe, theirs = PROCESSES.Pipe()
-        self.process = PROCESSES.Process(target=main, args=(seed, port, theirs), daemon=True)
+        self.process = PROCESSES.Process(target=main, args=(seed, port, theirs, device, backend), daemon=True)
         self.process.start()
         theirs.close()
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
