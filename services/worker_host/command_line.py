@@ -67,7 +67,9 @@ _OPTIONS = [
     click.option("--kv-connect-timeout-s", default=_KV.connect_timeout_s, type=_SECONDS),
     click.option("--kv-io-timeout-s", default=_KV.io_timeout_s, type=_SECONDS, help="a silent peer is gone after this"),
     click.option("--kv-heartbeat-s", default=_KV.heartbeat_s, type=_SECONDS),
-    click.option("--kv-lease-s", default=_KV.lease_s, type=_SECONDS, help="blocks are kept this long without a word"),
+    click.option(
+        "--kv-lease-s", default=_KV.lease_s, type=_SECONDS, help="blocks wait this long unless a controller says"
+    ),
     click.option("--kv-message-bytes", default=_KV.message_bytes, type=_COUNT, help="most bytes of one KV message"),
     click.option("--kv-checksum", is_flag=True, help="prove that what arrives is what was sent; slower"),
     click.option("--kv-block-bytes", default=256, type=_COUNT, help="emulated only: bytes of one KV block"),
