@@ -22,10 +22,12 @@ SIMULATED = """## What is simulated, what is real
   network hop earlier, on the state of the last event.
 * Best-effort work runs on after the last arrival until all of it has finished; it never counts as attained unless it
   was promised again while its deadlines could still be met.
+* The ten-minute rule lays shifted copies of the slice over each other where one copy would be over too soon, and that
+  smooths bursts: whoever reaches a high total rate in coding is then measured on calmer traffic than who does not.
 * DistServe needs two or three GPUs where the others have one. Its rate is per GPU, but its cluster is larger: a burst
-  is spread over more GPUs, and the ten-minute rule lays several shifted copies of the slice over each other, which
-  smooths bursts further. In the bursty scenarios its row at one replica is therefore flattered; the tables of four
-  replicas compare like with like, and the means over the best co-located baseline leave it out.
+  is spread over more GPUs, and its higher total rate brings more copies. In the bursty scenarios its row at one replica
+  is therefore flattered; tables of four replicas compare like with like, and the means over the best co-located
+  baseline leave it out.
 """
 
 
