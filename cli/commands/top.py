@@ -56,6 +56,8 @@ def _picture(connection: Connection) -> Group:
         f"running {status.running_standard} promised + {status.running_best_effort} best effort   "
         f"queue {status.queued_best_effort}"
     )
+    if status.kv_handovers or status.kv_recomputed:
+        head += f"   KV handed over {status.kv_handovers}, recomputed {status.kv_recomputed}"
     parts: list[RenderableType] = [Text(head, style="bold")]
     if not status.redis_ok:
         parts.append(Text("Redis does not answer: new requests get 503 until it is back", style="red"))

@@ -74,6 +74,8 @@ class AdminApi(admin_pb2_grpc.AdminServicer):
             policy=core.policy.name,
             models=[model.name for model in core.models()],
             problems=core.problems(),
+            kv_handovers=core.metrics.count("slos:kv_handovers_total"),
+            kv_recomputed=core.metrics.count("slos:kv_transfers_recomputed_total"),
         )
 
     @answering

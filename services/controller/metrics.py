@@ -79,6 +79,9 @@ class Metrics:
             "slos:promotions", "Best-effort requests that were promised later.", registry=registry
         )
         self.relegations = Counter("slos:relegations", "Promises that an engine took back.", registry=registry)
+        self.kv_handovers = Counter(
+            "slos:kv_handovers", "Requests that decoded with KV of another worker.", registry=registry
+        )
         self.kv_recomputed = Counter(
             "slos:kv_transfers_recomputed", "Failed KV transfers whose prompt was recomputed.", registry=registry
         )
@@ -94,6 +97,10 @@ class Metrics:
             buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0),
             registry=registry,
         )
+
+    def count(self, name: str) -> int:
+        """Value of a counter without labels."""
+        return int(self.registry.get_sample_value(name) or 0)
 
     def token_histograms(self, slo_class: str) -> tuple[Histogram, Histogram]:
         """Histograms of (time to first token, inter-token latency) of a class; finding them costs time per token."""

@@ -82,8 +82,10 @@ class Relay:
         tokens = update.token_ids
         if tokens and not request.output:
             mirror.prefilled(request, update.cached_tokens)
-            if request.prefilled_s and not request.kv_recomputed:
-                self._transferred(request, ended_s - duration_s - request.prefilled_s)
+            if request.prefill_replica and not (request.kv_recomputed or update.kv_recomputed):
+                self._metrics.kv_handovers.inc()
+                if request.prefilled_s:
+                    self._transferred(request, ended_s - duration_s - request.prefilled_s)
         end_index = _thinking_end(request, tokens) if tokens else -1
         late = mirror.apply(update, ended_s, end_index)
         request.late = request.late or late

@@ -12,7 +12,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("replicas", "redis_ok", "running_standard", "running_best_effort", "queued_best_effort", "classes", "uptime_s", "policy", "models", "problems")
+    __slots__ = ("replicas", "redis_ok", "running_standard", "running_best_effort", "queued_best_effort", "classes", "uptime_s", "policy", "models", "problems", "kv_handovers", "kv_recomputed")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     REDIS_OK_FIELD_NUMBER: _ClassVar[int]
     RUNNING_STANDARD_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,8 @@ class GetStatusResponse(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    KV_HANDOVERS_FIELD_NUMBER: _ClassVar[int]
+    KV_RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     redis_ok: bool
     running_standard: int
@@ -33,7 +35,9 @@ class GetStatusResponse(_message.Message):
     policy: str
     models: _containers.RepeatedScalarFieldContainer[str]
     problems: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., running_standard: _Optional[int] = ..., running_best_effort: _Optional[int] = ..., queued_best_effort: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassStats, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
+    kv_handovers: int
+    kv_recomputed: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., redis_ok: _Optional[bool] = ..., running_standard: _Optional[int] = ..., running_best_effort: _Optional[int] = ..., queued_best_effort: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassStats, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., problems: _Optional[_Iterable[str]] = ..., kv_handovers: _Optional[int] = ..., kv_recomputed: _Optional[int] = ...) -> None: ...
 
 class ClassStats(_message.Message):
     __slots__ = ("slo_class", "finished", "promised", "kept", "attained", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -57,19 +56,13 @@ class Pairs:
 
         self.cluster.until(free, "all KV blocks are free", timeout_s=20.0)
 
-    def counted(self, name: str) -> float:
-        """Value of one of the controller's metrics, over all labels."""
-        with urllib.request.urlopen(f"{self.cluster.url}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == name)
-
     def handed_over(self) -> int:
         """Requests whose KV came from another worker."""
-        return int(self.counted("slos:kv_transfer_seconds_count"))
+        return self.cluster.status().kv_handovers
 
     def recomputed(self) -> int:
         """Requests whose KV did not come and was computed by the decode worker."""
-        return int(self.counted("slos:kv_transfers_recomputed_total"))
+        return self.cluster.status().kv_recomputed
 
 
 def load(count: int, prefix: str, max_tokens: int = 40) -> list[client_pb2.GenerateRequest]:

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 def test_tokens_are_those_of_a_co_located_worker(shared: Pairs, undisturbed: Undisturbed) -> None:
     before = shared.handed_over()
     expected = undisturbed(30)
-    # Counted only where the end of the prefill was heard of before the first token.
-    assert shared.handed_over() - before >= 5
+    assert shared.handed_over() - before >= 15  # a worker alone may promise some, where the pair cannot
     assert shared.recomputed() == 0
     shared.settled()
     shared.restore("both-0")
