@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import common, render
 
-NAMES = ("planner", "overhead", "slo", "policies", "validity")
+NAMES = ("planner", "step-scheduler", "overhead", "slo", "policies", "validity", "kv-transfer")
 QUICK_RESULTS = Path(".slos/bench")
 _TIMEOUT_S = 7200.0
 
@@ -21,7 +21,7 @@ def run(name: str, quick: bool, further: list[str]) -> dict[str, Any]:
     """Run one benchmark in a process of its own; RuntimeError when it fails."""
     before = common.environment()
     arguments = [*(["--quick"] if quick else []), *further]
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *arguments]
+    command = [sys.executable, "-m", f"benchmarks.{name.replace('-', '_')}", "--json", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"benchmark {name} exited with {done.returncode}; its lines above say why")

@@ -1,7 +1,5 @@
 """Bytes per second of the KV exchange against the raw link, measured in turn in one run.
 
-    python -m benchmarks.kv_transfer [--json] [--tokens 1024 ...] [--rounds 15] [--backend auto|gloo|nccl]
-
 Two processes hold KV caches of the shape of SmolLM2-135M (30 layers, 3 KV heads of 64, float16, blocks of 128 tokens:
 about 23 KB per token). "raw" is one send and receive of the same bytes, contiguous, over a process group made the same
 way; "exchange" is offer, gather, send, scatter and the end told to both sides. Ratios are of medians.
@@ -10,15 +8,17 @@ way; "exchange" is offer, gather, send, scatter and the end told to both sides. 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+from rich.table import Table
 
+from benchmarks import common
 from engine.kv import link as links
 from engine.kv.config import Identity, KvConfig, TransferKey
 from engine.kv.endpoint import KvEndpoint
@@ -68,7 +68,7 @@ def _consumer(pipe: Connection, backend: str, device_name: str, message_bytes: i
     endpoint.close()
 
 
-def measure(tokens: list[int], rounds: int, backend: str, device_name: str, message_bytes: int) -> dict[str, object]:
+def measure(tokens: list[int], rounds: int, backend: str, device_name: str, message_bytes: int) -> dict[str, Any]:
     """Run both processes and return the figures: seconds and bytes per second, medians of the rounds."""
     torch.set_num_threads(1)
     device = torch.device(device_name)
@@ -128,37 +128,36 @@ def measure(tokens: list[int], rounds: int, backend: str, device_name: str, mess
         if process.is_alive():
             process.kill()
     return {
-        "benchmark": "kv-transfer",
         "backend": links.resolve_backend(config, device),
         "device": device_name,
         "message_bytes": message_bytes,
-        "rounds": rounds,
-        "results": results,
+        "rows": results,
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kv_transfer", description=__doc__)
+def show(whole: common.Result) -> None:
+    """Print the result for people."""
+    columns = ("tokens", "MB", "raw, MB/s", "exchange, MB/s", "exchange against raw")
+    table = Table(*columns, title="KV transfer", title_justify="left")
+    for row in whole["result"]["rows"]:
+        rates = (f"{row[side] / 1e6:.0f}" for side in ("raw_bytes_per_s", "exchange_bytes_per_s"))
+        table.add_row(str(row["tokens"]), f"{row['bytes'] / 1e6:.1f}", *rates, f"{row['ratio']:.2f}")
+    common.console().print(table)
+
+
+def _measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    rounds = 3 if given.quick else given.rounds
+    result = measure(given.tokens, rounds, given.backend, given.device, given.message_bytes)
+    return {"rounds": rounds}, result
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--backend", choices=("auto", "gloo", "nccl"), default="auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0 ...")
     parser.add_argument("--message-bytes", type=int, default=KvConfig().message_bytes)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    options = parser.parse_args(arguments)
-    result = measure(options.tokens, options.rounds, options.backend, options.device, options.message_bytes)
-    if options.json:
-        print(json.dumps(result))
-        return 0
-    print(f"{'tokens':>8} {'MB':>7} {'raw MB/s':>9} {'exchange MB/s':>14} {'ratio':>6}")
-    for row in result["results"]:  # type: ignore[attr-defined]
-        print(
-            f"{row['tokens']:>8} {row['bytes'] / 1e6:>7.1f} {row['raw_bytes_per_s'] / 1e6:>9.0f} "
-            f"{row['exchange_bytes_per_s'] / 1e6:>14.0f} {row['ratio']:>6.2f}"
-        )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(common.main("kv-transfer", __doc__, _measure, show, _add_arguments))

@@ -125,8 +125,39 @@ def planner(result: dict[str, Any]) -> str:
     )
 
 
+def step_scheduler(result: dict[str, Any]) -> str:
+    """One row per number of running requests."""
+    head = ("", "vLLM p50, ms", "p99", "step scheduler p50, ms", "p99", "added p50, ms", "p99")
+    rows = [
+        (
+            name,
+            *(f"{row[part][q]:.3f}" for part in ("vllm_ms", "step_scheduler_ms", "added_ms") for q in ("p50", "p99")),
+        )
+        for name, row in result.items()
+    ]
+    return _table(head, rows)
+
+
+def kv_transfer(result: dict[str, Any]) -> str:
+    """One row per length of prompt."""
+    rows = [
+        (
+            str(row["tokens"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['raw_bytes_per_s'] / 1e6:,.0f}",
+            f"{row['exchange_bytes_per_s'] / 1e6:,.0f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in result["rows"]
+    ]
+    head = ("tokens", "MB", f"raw {result['backend']}, MB/s", "exchange, MB/s", "exchange against raw")
+    return _table(head, rows)
+
+
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "planner": planner,
+    "step-scheduler": step_scheduler,
+    "kv-transfer": kv_transfer,
     "overhead": overhead,
     "slo": sweep,
     "policies": sweep,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead, sweep, validity
+from benchmarks import kv_transfer, overhead, render, step_scheduler, sweep, validity
 from engine.vllm.config import VllmConfig
 from loadtest.own_cluster import OwnCluster
 from loadtest.records import Record
@@ -46,3 +46,18 @@ def test_both_sides_of_the_overhead_serve_the_same_bursts(real_cluster: Cluster,
     assert result["throughput_ratio_median"] > 0
     assert all(rate > 0 for rate in (*result["direct_tokens_per_s"], *result["cluster_tokens_per_s"]))
     assert result["direct_ttft_ms"]["p50"] > 0
+
+
+def test_both_schedulers_hold_the_same_requests_and_ours_costs_time(model_folder: Path) -> None:
+    row = step_scheduler.added(model_folder, running=8, steps=100, policy="slos")
+    assert 0 < row["vllm_ms"]["p50"] < row["step_scheduler_ms"]["p50"]
+    assert "8 running" in render.step_scheduler({"8 running": row})
+
+
+def test_a_transfer_is_compared_with_the_raw_link() -> None:
+    result = kv_transfer.measure([256, 1024], rounds=2, backend="auto", device_name="cpu", message_bytes=1 << 20)
+    assert result["backend"] == "gloo"
+    small, large = result["rows"]
+    assert large["bytes"] == 4 * small["bytes"]
+    assert all(row["raw_bytes_per_s"] > 0 and row["exchange_bytes_per_s"] > 0 for row in result["rows"])
+    assert "| 1024 |" in render.kv_transfer(result)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.vllm.bare_scheduler import BareScheduler
 from engine.vllm.config import VllmConfig
-from tests.engine_vllm.bare_scheduler import BareScheduler
 from tests.engine_vllm.odd_policies import Whims
+from tests.engine_vllm.recording_scheduler import RecordingScheduler
 
 pytestmark = pytest.mark.real_engine
 
@@ -25,7 +26,7 @@ def build(folder: Path, blocks: int) -> BareScheduler:
     config = VllmConfig(
         model_dir=folder, max_model_len=512, max_num_batched_tokens=128, max_num_seqs=8, policy="vllm-v1"
     )
-    return BareScheduler(config, blocks=blocks + 1, block_size=BLOCK)
+    return BareScheduler(config, blocks=blocks + 1, block_size=BLOCK, scheduler_class=RecordingScheduler)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def assert_all_done(bare: BareScheduler, asked: dict[str, int]) -> None:
     bare.step()
     assert bare.free_blocks == bare.scheduler._limits.total_blocks
     produced: dict[str, int] = {}
-    for record in bare.records:
+    for record in bare.scheduler.records:
         for request in record.requests:
             produced[request.request_id] = produced.get(request.request_id, 0) + len(request.tokens)
             assert request.produced == produced[request.request_id]
@@ -99,10 +100,10 @@ def test_what_is_planned_is_what_runs(ample: BareScheduler, seed: int, share_pre
     draw = random.Random(seed)
     policy = Whims(draw)
     ample.scheduler.use(policy)
-    ample.records.clear()
+    ample.scheduler.records.clear()
     deviations = ample.scheduler._deviations
     asked = play(ample, draw, requests=draw.randrange(1, 14), share_prefix=share_prefix)
-    for record in ample.records:
+    for record in ample.scheduler.records:
         if not record.stock and record.batch_tokens:
             for request in record.requests:
                 saved = request.planned_tokens - request.scheduled_tokens
@@ -123,7 +124,7 @@ def test_nothing_is_lost_when_memory_is_short(scarce: BareScheduler, seed: int, 
     """vLLM evicts, the policy evicts, some plans are nonsense: all requests end with their tokens all the same."""
     draw = random.Random(seed)
     scarce.scheduler.use(Whims(draw, nonsense))
-    scarce.records.clear()
+    scarce.scheduler.records.clear()
     asked = play(scarce, draw, requests=draw.randrange(1, 10), share_prefix=True)
     assert_all_done(scarce, asked)
-    assert max(r.batch_tokens for r in scarce.records) <= 128
+    assert max(r.batch_tokens for r in scarce.scheduler.records) <= 128

@@ -1,9 +1,13 @@
-"""The step scheduler with vLLM's real queues and KV blocks, but no model: random tokens come out at once."""
+"""vLLM's queues and KV blocks, stepped by hand without a model: random tokens come out at once.
+
+Tests and benchmarks see here what a scheduler does, and what it costs, in thousands of steps per second.
+"""
 
 from __future__ import annotations
 
 import random
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -20,50 +25,21 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from engine.vllm import adapter
 from engine.vllm.config import VllmConfig
-from engine.vllm.messages import REQUEST_ARG, RequestFacts, StepRecord
-from engine.vllm.step_scheduler import StepScheduler
-from scheduling.policy import BatchPolicy
-
-
-class RecordingScheduler(StepScheduler):
-    """Keeps records in place of sending them, and takes a policy object."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build the scheduler."""
-        super().__init__(*args, **kwargs)
-        self.records: list[StepRecord] = []
-
-    def _send(self, record: StepRecord) -> None:
-        self.records.append(record)
-
-    def use(self, policy: BatchPolicy) -> None:
-        """Plan with this policy from the next step on."""
-        self._policy = policy
-
-    def check(self) -> None:
-        """Whether the planner's table says what vLLM's requests and blocks say."""
-        residents, table = self._residents, self._residents.table
-        assert set(residents.by_vllm_id) == set(self.requests)
-        assert len(table) == len(self.requests)
-        for vllm_id, resident in residents.by_vllm_id.items():
-            request, slot = self.requests[vllm_id], resident.slot
-            blocks = self.kv_cache_manager.get_block_ids(vllm_id)[0] if request.num_computed_tokens else []
-            if resident.decoding:
-                assert request.num_tokens - request.num_computed_tokens == 1
-                assert table.prefill_remaining[slot] == 0
-                assert table.context[slot] == request.num_computed_tokens
-            elif request in self.running or request.num_preemptions == 0:
-                assert table.context[slot] == request.num_computed_tokens
-            assert table.generated[slot] == request.num_output_tokens + resident.facts.prior_tokens
-            assert table.preemptions[slot] == request.num_preemptions
-            assert table.kv_blocks[slot] == len(blocks)
+from engine.vllm.messages import REQUEST_ARG, RequestFacts
 
 
 class BareScheduler:
     """Steps a scheduler by hand."""
 
-    def __init__(self, config: VllmConfig, blocks: int, block_size: int, seed: int = 0) -> None:
-        """Build vLLM's configuration and our scheduler from it."""
+    def __init__(
+        self,
+        config: VllmConfig,
+        blocks: int,
+        block_size: int,
+        seed: int = 0,
+        scheduler_class: type[Scheduler] = Scheduler,
+    ) -> None:
+        """Build vLLM's configuration, and from it a scheduler: vLLM's own, or one derived from it."""
         adapter.set_environment(config)
         self.folder = tempfile.TemporaryDirectory(prefix="slos-")
         arguments = adapter.engine_arguments(config, str(Path(self.folder.name) / "steps.sock"))
@@ -72,18 +48,19 @@ class BareScheduler:
         vllm_config.cache_config.num_gpu_blocks = blocks
         spec = FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
         kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-        self.scheduler = RecordingScheduler(
+        self.scheduler: Any = scheduler_class(
             vllm_config=vllm_config,
             kv_cache_config=kv,
             structured_output_manager=StructuredOutputManager(vllm_config),
             block_size=block_size,
             log_stats=False,
         )
-        self.records = self.scheduler.records
         self.block_size = block_size
         self.random = random.Random(seed)
         self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, Any] = {}
+        self.step_s = 0.0
+        """What the scheduler took for the last step, seconds."""
         hash_function = get_hash_fn_by_name(vllm_config.cache_config.prefix_caching_hash_algo)
         init_none_hash(hash_function)
         self._hasher = get_request_block_hasher(block_size, hash_function)
@@ -102,7 +79,9 @@ class BareScheduler:
 
     def step(self) -> Any:
         """One step; returns what vLLM scheduled."""
+        begin_s = time.perf_counter()
         scheduled = self.scheduler.schedule()
+        self.step_s = time.perf_counter() - begin_s
         ids = list(scheduled.num_scheduled_tokens)
         sampled = []
         for vllm_id in ids:
@@ -117,7 +96,10 @@ class BareScheduler:
             prompt_logprobs_dict={},
             pooler_output=[],
         )
-        for outputs in self.scheduler.update_from_output(scheduled, result).values():
+        begin_s = time.perf_counter()
+        by_client = self.scheduler.update_from_output(scheduled, result)
+        self.step_s += time.perf_counter() - begin_s
+        for outputs in by_client.values():
             for output in outputs.outputs:
                 request_id = output.request_id.rpartition("-")[0]
                 self.outputs[request_id] += output.new_token_ids
