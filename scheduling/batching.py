@@ -27,6 +27,9 @@ class BatchSettings:
     filler_s, filler_steps: batches that exist only for best-effort work last at most the larger of the two.
     watermark: share of memory that must stay free when a best-effort request starts, so that it is not evicted soon.
     age_s: the watermark falls to nothing over this waiting time.
+    beside: best-effort work may lengthen a batch of promised work by this share of it at least, while time is left;
+    crowded: share of memory held by promised requests from which that is all. With less it may take as much as in
+    batches of its own; between, in proportion. Where memory binds, a longer step keeps everybody's KV longer.
     """
 
     longest_s: float = 0.2
@@ -37,6 +40,8 @@ class BatchSettings:
     filler_steps: float = 1.5
     watermark: float = 0.2
     age_s: float = 60.0
+    beside: float = 0.03
+    crowded: float = 0.4
 
 
 DEFAULT_SETTINGS = BatchSettings()

@@ -11,9 +11,18 @@ from scheduling.kernels.memory import extra_blocks, make_room
 from scheduling.kernels.promised import choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import prefill_order
-from scheduling.kernels.settings import FILLER_S, FILLER_STEPS, LONGEST_S, LONGEST_STEPS, PACES, SHORTEST_STEPS
+from scheduling.kernels.settings import (
+    BESIDE,
+    CROWDED,
+    FILLER_S,
+    FILLER_STEPS,
+    LONGEST_S,
+    LONGEST_STEPS,
+    PACES,
+    SHORTEST_STEPS,
+)
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import ACCEPT_RATE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
+from scheduling.request_table import ACCEPT_RATE, KV_BLOCKS, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
 
 
 @kernel
@@ -99,7 +108,15 @@ def plan_step(
             else:
                 free -= more
     # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
-    limit = min(end, now + max(filler_s, time + 0.25 * filler_s)) if n > 0 else now + filler_s
+    limit = now + filler_s
+    if n > 0 and decodes + prefills > 0:
+        held = 0
+        for slot in slots:
+            held += ints[KV_BLOCKS, slot]
+        # How much of what an empty memory would allow.
+        room = max(0.0, 1.0 - held / (settings[CROWDED] * total_blocks)) if settings[CROWDED] > 0.0 else 0.0
+        most = max(filler_s, time + 0.25 * filler_s)
+        limit = min(end, now + time + max(settings[BESIDE] * time, room * (most - time)))
     if spare or decodes + prefills == 0:
         base_decodes, base_prefills = decodes, prefills
         decodes, prefills, longer = fill_best_effort(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from scheduling.batching import BatchSettings, DeadlineBatching
+from scheduling.headroom import Headroom
 from scheduling.policies.exact import ExactAdmission
 from scheduling.policy import Policy
 from scheduling.routing import get as routing
 
 
-def policy(best_effort_floor: float = 0.02, settings: BatchSettings | None = None) -> Policy:
-    """Bundle; the batches are those of `slos`."""
+def policy(
+    best_effort_floor: float = 0.02, headroom: Headroom | None = None, settings: BatchSettings | None = None
+) -> Policy:
+    """Bundle; the batches and the memory kept for requests to come are those of `slos`."""
     chosen = settings or BatchSettings()
     return Policy(
         "edf-exact",
         "greedy admission by deadline with the exact simulation of batches",
-        ExactAdmission(0, chosen, best_effort_floor),
+        ExactAdmission(0, chosen, best_effort_floor, headroom or Headroom()),
         DeadlineBatching(chosen, best_effort_floor),
         routing("sequential"),
     )

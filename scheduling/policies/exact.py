@@ -10,6 +10,7 @@ import numpy as np
 from scheduling.admission import Newcomer, Problem, build, newcomers_of, reason
 from scheduling.batching import DEFAULT_SETTINGS, BatchSettings
 from scheduling.explain import plan_lines
+from scheduling.headroom import NO_HEADROOM, Headroom, too_large
 from scheduling.kernels.rollout import FEASIBLE
 from scheduling.request_table import BoolArray, RequestTable
 from scheduling.tiers import MAX_NEW, build_tiers
@@ -25,12 +26,14 @@ class ExactAdmission:
 
     max_labels: simulations of the label search at most; 0: only greedy by deadline (edf-exact).
     best_effort_floor: share of the time left to best-effort work while there is any.
+    headroom: what is kept for requests to come.
     explain_lines: put the budget and demand lines of the plan into the decision.
     """
 
     max_labels: int = 128
     settings: BatchSettings = DEFAULT_SETTINGS
     best_effort_floor: float = 0.02
+    headroom: Headroom = NO_HEADROOM
     explain_lines: bool = False
 
     def decide(
@@ -47,6 +50,14 @@ class ExactAdmission:
         if not possible:
             return AdmissionDecision((), declined)
         problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
+        if self.headroom != NO_HEADROOM and not (affords := self.headroom.affordable(problem, table)).all():
+            for k in np.flatnonzero(~affords):
+                large = problem.newcomers[k]
+                declined[large.request_id] = too_large(large, limits.block_size)
+            possible = [new for new, yes in zip(problem.newcomers, affords, strict=True) if yes]
+            if not possible:
+                return AdmissionDecision((), declined)
+            problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
         everyone = np.ones(len(possible), dtype=np.bool_)
         verdict, _, prefill_s, peak = problem.check(everyone)
         explain: dict[str, object] = {
