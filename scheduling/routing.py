@@ -54,8 +54,8 @@ class LeastLoaded:
 class PrefixAffine:
     """Replicas that hold much of the prompt in their prefix cache, then the least loaded ones.
 
-    Cached tokens are not prefill work, and a session finds its earlier rounds where it ran; but a replica is asked
-    first only while its work would not make up for what the cache saves.
+    Cached tokens are not prefill work, and a session finds its earlier rounds where it ran. Whoever holds most is asked
+    first, however busy: its plan says no when it cannot keep the promise, and the next one is asked.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
