@@ -8,6 +8,7 @@ transfers.py   the state of one hand-over at its producer and at its consumer
 pair.py        what both ends of a pair share: control socket, heartbeats, death
 outbound.py    the producer's end of a pair: gathers blocks and sends them
 inbound.py     the consumer's end of a pair: receives and scatters them
+reports.py     transfers that ended, and counts
 endpoint.py    what an engine uses: offer, computed, expect, abort, poll
 
 One pair carries one direction, from a producer to a consumer, and is made on first use. The control socket says what

@@ -12,7 +12,6 @@ import logging
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -22,30 +21,10 @@ from engine.kv.inbound import InboundPair
 from engine.kv.layout import KvLayout
 from engine.kv.outbound import OutboundPair
 from engine.kv.pair import Pair
+from engine.kv.reports import Ended, KvStats
 from engine.kv.transfers import DeviceEvent, IncomingTransfer, OutgoingTransfer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Ended:
-    """Transfers that ended since the last poll; a reason says why one failed. Their blocks are no longer touched."""
-
-    sent: list[TransferKey] = field(default_factory=list)
-    send_failed: dict[TransferKey, str] = field(default_factory=dict)
-    received: list[TransferKey] = field(default_factory=list)
-    receive_failed: dict[TransferKey, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class KvStats:
-    """Counts since start, for metrics and leak checks."""
-
-    outgoing: int
-    incoming: int
-    pairs: int
-    bytes_sent: int
-    bytes_received: int
 
 
 class KvEndpoint:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
-from engine.kv.endpoint import Ended, KvEndpoint
+from engine.kv.endpoint import KvEndpoint
+from engine.kv.reports import Ended
 
 LAYERS, BLOCKS = 4, 32
 CONFIG = KvConfig(
