@@ -37,7 +37,7 @@ def test_every_command_is_of_a_kind_that_is_checked() -> None:
 def test_make_targets_exist(command: str) -> None:
     # What the targets do is tested elsewhere; `up` in tests/cli, `test` by the run that this is part of.
     done = subprocess.run(
-        ["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
