@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduling import registry, routing
+from scheduling.headroom import FEWEST
 from scheduling.policy import ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
@@ -20,7 +21,16 @@ OWN = ("slos", "edf-exact", "dp", "edf-pb")
 def warm_up(names: Sequence[str] = OWN) -> None:
     """Run every kernel of these policies once; later calls in this process load or reuse compiled code."""
     table = RequestTable()
-    table.add("decode", prompt_tokens=10, generated=1, context=10, prefill_deadline_s=0.0, tpot_s=0.1, kv_blocks=1)
+    for k in range(FEWEST):
+        table.add(
+            f"decode {k}",
+            prompt_tokens=10,
+            generated=1,
+            context=10,
+            prefill_deadline_s=0.0,
+            tpot_s=0.1,
+            kv_blocks=1,
+        )
     table.add("prefill", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1)
     table.add("waiting", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1, standard=False)
     # Two of ten cannot be served in time: the search over subsets runs out of labels, and Algorithm 1 runs too.
