@@ -182,13 +182,16 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     if given.quick:
         given.requests, given.pairs, given.singles = min(given.requests, 8), min(given.pairs, 3), min(given.singles, 10)
     model = model_folder()
-    cores = cores_for(1, sorted(os.sched_getaffinity(0)))[0]
+    usable = os.sched_getaffinity(0)
+    cores = cores_for(1, sorted(usable))[0]
     config = VllmConfig(model_dir=model, omp_threads_bind=",".join(str(core) for core in cores), policy="stock")
     profile = ("--worker-option=--profile-quick",) if given.quick else ()
     with (
         tempfile.TemporaryDirectory(prefix="slos-overhead-") as folder,
         own_cluster(Path(folder), [*policy_arguments(given.policy), *profile], model) as cluster,
     ):
+        # The engine of this process needs the cores that clients of the cluster stay off.
+        os.sched_setaffinity(0, usable)
         result = asyncio.run(both(cluster.grpc_address, config, given))
     settings = {
         "policy": given.policy,

@@ -17,7 +17,7 @@ class ClusterState:
     """A running cluster.
 
     pid and pid_started identify the supervisor beyond reuse of process ids; children are the process ids of what it
-    started, by name. ready turns true when every worker serves.
+    started, by name. free_cores: cores for what is none of its engines. ready turns true when every worker serves.
     """
 
     pid: int
@@ -31,6 +31,7 @@ class ClusterState:
     started_unix_s: float
     ready: bool = False
     children: dict[str, int] = field(default_factory=dict)
+    free_cores: list[int] = field(default_factory=list)
 
 
 def state_dir() -> Path:

@@ -48,17 +48,21 @@ def own_cluster(folder: Path, arguments: Sequence[str] = (), model: Path | None 
     """Start a cluster as `slosctl up` does with these arguments, and stop it at the end, whatever happens.
 
     What `slosctl` says goes to standard error. folder is kept, with the logs and what Redis had stored. Call it in the
-    main thread: it takes SIGTERM while the cluster is up.
+    main thread: it takes SIGTERM while the cluster is up. So long, the caller and what it starts run on the cores that
+    the engines leave free, because a client on an engine's core would be part of what is measured.
     """
     up = ["up", "--detach", "--port", "0", "--grpc-port", "0", "--model", str(model or model_folder()), *arguments]
     folder.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, _exit)
+    cores = os.sched_getaffinity(0)
     try:
         if _slosctl(folder, up, _START_TIMEOUT_S) != 0:
             raise ClusterFailed(f"the cluster did not start; its logs are in {folder / 'log'}\n{_last_lines(folder)}")
         state = json.loads((folder / "cluster.json").read_text())
+        os.sched_setaffinity(0, state["free_cores"])
         yield OwnCluster(state["http_address"], state["grpc_address"], folder)
     finally:
+        os.sched_setaffinity(0, cores)
         _slosctl(folder, ["down"], _STOP_TIMEOUT_S)
         signal.signal(signal.SIGTERM, before)
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -24,12 +25,13 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. log: file that takes standard output and error."""
+    """What to run. log: file that takes standard output and error; cores: where it may run, all if empty."""
 
     name: str
     argv: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
 
 
 class Child:
@@ -49,7 +51,7 @@ class Child:
                 stderr=output,
                 env={**os.environ, **spec.environment},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(_prepare, spec.cores),
             )
         self.started_s = time.monotonic()
 
@@ -96,6 +98,8 @@ class Child:
         return ""
 
 
-def _end_with_parent() -> None:
+def _prepare(cores: tuple[int, ...]) -> None:
     """Runs in the child before exec: the kernel sends SIGTERM when the supervisor dies, however it dies."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if cores:
+        os.sched_setaffinity(0, cores)

@@ -37,7 +37,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Processes in the order of their start, and the addresses they get."""
+    """Processes in the order of their start, and the addresses they get.
+
+    free_cores: those that no engine has to itself; all of the machine where engines need them all or do not compute.
+    """
 
     redis: ChildSpec | None
     controller: ChildSpec
@@ -46,6 +49,7 @@ class Plan:
     redis_port: int
     http_address: str
     grpc_address: str
+    free_cores: tuple[int, ...]
     options: Options = field(repr=False)
 
     @property
@@ -63,10 +67,14 @@ def make_plan(options: Options) -> Plan:
     grpc_port = _port(options.host, options.grpc_port, "--grpc-port")
     redis_port = 0 if options.redis_url else free_port()
     redis_url = options.redis_url or f"redis://127.0.0.1:{redis_port}/0"
+    usable = sorted(os.sched_getaffinity(0))
+    cores = cores_for(len(options.roles), usable)
+    taken = {core for own in cores for core in own} if options.engine == "vllm" else set()
+    free = tuple(core for core in usable if core not in taken) or tuple(usable)
     redis = None
     if not options.redis_url:
         arguments = ["--data-dir", str(folder / "redis"), "--port", str(redis_port)]
-        redis = ChildSpec("redis", _module("services.common.embedded_redis", arguments), logs / "redis.log")
+        redis = ChildSpec("redis", _module("services.common.embedded_redis", arguments), logs / "redis.log", cores=free)
     common = ["--redis-url", redis_url, "--host", options.host]
     controller = ChildSpec(
         "controller",
@@ -82,8 +90,8 @@ def make_plan(options: Options) -> Plan:
             ],
         ),
         logs / "controller.log",
+        cores=free,
     )
-    cores = cores_for(len(options.roles), sorted(os.sched_getaffinity(0)))
     workers = tuple(
         _worker(options, index, role, common, cores[index], logs) for index, role in enumerate(options.roles)
     )
@@ -96,6 +104,7 @@ def make_plan(options: Options) -> Plan:
         redis_port=redis_port,
         http_address=f"{shown}:{http_port}",
         grpc_address=f"{shown}:{grpc_port}",
+        free_cores=free,
         options=options,
     )
 

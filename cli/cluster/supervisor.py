@@ -201,6 +201,7 @@ class Supervisor:
             http_address=plan.http_address,
             grpc_address=plan.grpc_address,
             redis_url=plan.redis_url,
+            free_cores=list(plan.free_cores),
             engine=plan.options.engine,
             replicas=len(plan.workers),
             policy=plan.options.policy,

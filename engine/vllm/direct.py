@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.protocol import EngineError
-from engine.vllm import adapter
+from engine.vllm import adapter, cores
 from engine.vllm.config import VllmConfig
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class DirectVllm:
         """Nothing is started yet."""
         self._config = config
         self._llm: AsyncLLM | None = None
+        self._free_cores: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Load the model; EngineError when it does not come up in time."""
@@ -30,6 +31,9 @@ class DirectVllm:
                 self._llm = await asyncio.to_thread(_make, self._config)
         except TimeoutError as error:
             raise EngineError(f"vLLM was not up after {self._config.start_timeout_s:.0f} s; see its log") from error
+        if adapter.is_cpu():
+            # The same cores as the engine of the cluster that this one is compared with.
+            self._free_cores = cores.leave_to_the_model(self._config.omp_threads_bind)
 
     async def generate(self, request_id: str, token_ids: Sequence[int], max_tokens: int) -> AsyncIterator[int]:
         """Greedy output of exactly max_tokens tokens; yields how many tokens came each time."""
@@ -51,6 +55,7 @@ class DirectVllm:
         if self._llm is not None:
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
+        self._free_cores()
 
 
 def _make(config: VllmConfig) -> AsyncLLM:

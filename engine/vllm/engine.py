@@ -23,7 +23,7 @@ from engine.protocol import (
     StepEvent,
     StepSettings,
 )
-from engine.vllm import adapter, policies
+from engine.vllm import adapter, cores, policies
 from engine.vllm.config import VllmConfig
 from engine.vllm.joiner import StepJoiner
 from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
@@ -61,6 +61,7 @@ class VllmEngine:
         self._cancelled_early: set[str] = set()
         self._failure = ""
         self._closed = False
+        self._free_cores: Callable[[], None] = lambda: None
         self.record_listeners: list[Callable[[StepRecord], None]] = []
 
     @property
@@ -117,6 +118,8 @@ class VllmEngine:
             self._llm = await asyncio.to_thread(adapter.make_llm, config, socket_path, self._on_output)
         except Exception as error:
             raise EngineError(f"vLLM did not start: {error}; its log above says why") from error
+        if adapter.is_cpu():
+            self._free_cores = cores.leave_to_the_model(config.omp_threads_bind)
         self._client = await StepSocketClient.connect(socket_path, timeout_s=30.0)
         self._joiner = StepJoiner(config.text_lag_s, self._client.facts.total_blocks)
         self._reader = asyncio.create_task(self._read_records(), name="vllm-step-records")
@@ -245,6 +248,7 @@ class VllmEngine:
             if self._llm.output_handler is not None:
                 self._llm.output_handler.cancel()
             await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
+        self._free_cores()
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):

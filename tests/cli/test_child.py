@@ -97,3 +97,11 @@ def test_last_message_is_that_of_the_last_log_record(tmp_path: Path) -> None:
     child = Child(ChildSpec("speaker", [sys.executable, "-c", f"print({chr(10).join(lines)!r})"], tmp_path / "log"))
     assert child.wait(time.monotonic() + WAIT_S)
     assert child.last_message() == "model loaded after 7.0 s"
+
+
+def test_child_runs_on_its_cores_alone(tmp_path: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    tell = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    child = Child(ChildSpec("bound", tell, tmp_path / "log", cores=(core,)))
+    assert child.wait(time.monotonic() + WAIT_S)
+    assert child.last_lines() == [str({core})]

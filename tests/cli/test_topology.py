@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,23 @@ def test_options_that_do_not_agree_are_refused() -> None:
         roles_of("colocated", None, 1, None)
     with pytest.raises(CliError, match="at least one worker"):
         roles_of("colocated", 0, None, None)
+
+
+def test_controller_and_redis_stay_off_the_engines_cores(tmp_path: Path) -> None:
+    usable = set(os.sched_getaffinity(0))
+
+    def free(engine: str, replicas: int) -> set[int]:
+        options = Options(engine, ("both",) * replicas, "slos", "127.0.0.1", 0, 0, "", tmp_path)
+        made = make_plan(options)
+        assert made.redis is not None
+        assert made.redis.cores == made.controller.cores == made.free_cores
+        assert all(not worker.cores for worker in made.workers), "an engine binds itself"
+        return set(made.free_cores)
+
+    assert free("emulated", 1) == usable
+    assert free("vllm", len(usable)) == usable
+    if len(usable) > 1:
+        assert free("vllm", 1) == {min(usable)}
 
 
 def test_every_worker_of_a_disaggregated_cluster_can_exchange_kv(tmp_path: Path) -> None:
