@@ -39,7 +39,7 @@ _LOOSE_MS = 3_600_000.0
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 1_000, 40_000
 """Ids that are ordinary words in the vocabulary of the model."""
 _CALL_TIMEOUT_S = 300.0
-_FALL_ASLEEP_S = 1.5
+_FALL_ASLEEP_S = 1.2
 """vLLM's shared-memory readers poll for 1 s after they last read something (SpinCondition of shm_broadcast)."""
 
 Generate = Callable[[str, Sequence[int], int], AsyncIterator[int]]

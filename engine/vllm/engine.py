@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import platform
 import shutil
 import tempfile
 import time
@@ -23,7 +21,7 @@ from engine.protocol import (
     StepEvent,
     StepSettings,
 )
-from engine.vllm import adapter, cores, policies
+from engine.vllm import adapter, checks, cores, policies
 from engine.vllm.config import VllmConfig
 from engine.vllm.joiner import StepJoiner
 from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
@@ -76,8 +74,8 @@ class VllmEngine:
         config = self._config
         if self._llm is not None or self._closed:
             raise EngineError("an engine is started once; make a new one")
-        _check_model_dir(config.model_dir)
-        _check_policy(config.policy, config.best_effort_floor)
+        checks.check_model_dir(config.model_dir)
+        checks.check_policy(config.policy, config.best_effort_floor)
         adapter.set_environment(config)
         began = time.monotonic()
         try:
@@ -100,7 +98,7 @@ class VllmEngine:
             max_model_len=config.max_model_len,
             max_batch_tokens=config.max_num_batched_tokens,
             max_batch_requests=config.max_num_seqs,
-            hardware=config.hardware or _hardware(),
+            hardware=config.hardware or checks.hardware(),
             emulated=False,
             max_spec_tokens=facts.max_spec_tokens,
             prefix_caching=config.prefix_caching,
@@ -166,7 +164,7 @@ class VllmEngine:
     async def configure(self, settings: StepSettings) -> None:
         """Change the step scheduler's settings from the next step on; EngineError when one is not valid."""
         if settings.policy is not None or settings.best_effort_floor is not None:
-            _check_policy(settings.policy or self._policy, settings.best_effort_floor)
+            checks.check_policy(settings.policy or self._policy, settings.best_effort_floor)
         try:
             model = TimeModel.from_json(settings.time_model_json) if settings.time_model_json is not None else None
             if settings.time_margin is not None:
@@ -323,29 +321,3 @@ class VllmEngine:
                 if any(update.finish_reason for update in event.updates):
                     break
             logger.info("warm-up with %d tokens took %.1f s", length, time.monotonic() - began)
-
-
-def _check_model_dir(folder: Path) -> None:
-    if not folder.is_dir():
-        raise EngineError(
-            f"no model folder {folder}: give one with config.json, safetensors and tokenizer, or make the small one "
-            f"with `python -m engine.vllm.model --out {folder}`"
-        )
-    if not (folder / "config.json").is_file():
-        raise EngineError(f"{folder} holds no config.json, so it is not a model folder")
-
-
-def _check_policy(name: str, best_effort_floor: float | None) -> None:
-    try:
-        policies.load(name, best_effort_floor)
-    except ValueError as error:
-        raise EngineError(f"{error}; or {policies.STOCK!r} for vLLM's own scheduler") from error
-
-
-def _hardware() -> str:
-    """Name of the processor, for people and for the key of time models."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
-    return platform.processor() or platform.machine()
