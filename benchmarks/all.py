@@ -17,26 +17,15 @@ QUICK_RESULTS = Path(".slos/bench")
 _TIMEOUT_S = 7200.0
 
 
-def run(name: str, quick: bool, further: list[str]) -> dict[str, Any]:
+def run(name: str, quick: bool) -> dict[str, Any]:
     """Run one benchmark in a process of its own; RuntimeError when it fails."""
-    before = common.environment()
-    arguments = [*(["--quick"] if quick else []), *further]
+    arguments = ["--quick"] if quick else []
     command = [sys.executable, "-m", f"benchmarks.{name.replace('-', '_')}", "--json", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"benchmark {name} exited with {done.returncode}; its lines above say why")
     found: dict[str, Any] = json.loads(done.stdout)
-    if "benchmark" in found:
-        return found
-    return {
-        "benchmark": name,
-        "command": " ".join(["slosctl bench", name, *arguments]),
-        "measured_at": time.strftime("%Y-%m-%d", time.gmtime()),
-        "quick": quick,
-        "environment": before,
-        "settings": {},
-        "result": found,
-    }
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         common.say(f"== {name}")
         begin = time.monotonic()
         try:
-            whole = run(name, given.quick, [])
+            whole = run(name, given.quick)
         except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(name)

@@ -1,4 +1,4 @@
-"""Time of the planner: `python -m benchmarks.planner [--json] [--quick]`.
+"""Time of the planner.
 
 Per admission decision at 10/100/500 running and 1/10/50 new requests with 2 and 4 TPOT tiers; per step plan at 64 and
 256 running; per placement of a request over 64 replicas; and what the default number of labels costs in value against
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from benchmarks import common
 from scheduling import registry, routing
 from scheduling.compile import warm_up
 from scheduling.policy import Policy, ReplicaView
@@ -150,11 +150,10 @@ def label_value(rounds: int) -> dict[str, float]:
     return {"share_of_unlimited": got / max(best, 1e-9), "bursts": rounds}
 
 
-def run(quick: bool) -> dict[str, object]:
-    """Measure everything."""
+def run(rounds: int) -> dict[str, Any]:
+    """Measure everything; rounds: decisions per figure."""
     warm_up()
-    rounds = 30 if quick else 300
-    report: dict[str, object] = {"machine": platform.processor() or platform.machine(), "quick": quick}
+    report: dict[str, Any] = {}
     gc.collect()
     gc.freeze()
     for name in ("slos", "dp", "edf-exact"):
@@ -168,49 +167,36 @@ def run(quick: bool) -> dict[str, object]:
     slos = registry.get("slos")
     report["step"] = {str(running): steps(slos, running, 10 * rounds) for running in (64, 256)}
     report["place over 64"] = {name: placement(slos, name, 64, rounds) for name in routing.ROUTING}
-    report["labels"] = label_value(10 if quick else 100)
+    report["labels"] = label_value(rounds // 3)
     report["targets"] = targets(report)
     return report
 
 
-def targets(report: dict[str, object]) -> dict[str, dict[str, float]]:
+def targets(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     """p99 of the figures that have a target, and the target."""
-    data: dict[str, dict[str, dict[str, float]]] = {k: v for k, v in report.items() if isinstance(v, dict)}
     measured = {
-        "admission 100+10": data["admission slos"]["4 tiers, 100+10"]["p99_ms"],
-        "admission 500+50": data["admission slos"]["4 tiers, 500+50"]["p99_ms"],
-        "step 64": data["step"]["64"]["p99_ms"],
-        "step 256": data["step"]["256"]["p99_ms"],
-        "place 64": max(figures["p99_ms"] for figures in data["place over 64"].values()),
+        "admission 100+10": report["admission slos"]["4 tiers, 100+10"]["p99_ms"],
+        "admission 500+50": report["admission slos"]["4 tiers, 500+50"]["p99_ms"],
+        "step 64": report["step"]["64"]["p99_ms"],
+        "step 256": report["step"]["256"]["p99_ms"],
+        "place 64": max(figures["p99_ms"] for figures in report["place over 64"].values()),
     }
     return {key: {"p99_ms": value, "target_ms": TARGETS_MS[key]} for key, value in measured.items()}
 
 
-def show(report: dict[str, object]) -> None:
+def show(whole: common.Result) -> None:
     """Print the report for people."""
-    for section, figures in report.items():
-        if not isinstance(figures, dict):
-            print(f"{section}: {figures}")
-            continue
+    for section, figures in whole["result"].items():
         print(section)
         for name, values in figures.items():
             text = values if not isinstance(values, dict) else "  ".join(f"{k} {v:g}" for k, v in values.items())
             print(f"  {name:24} {text}")
 
 
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
-    options = parser.parse_args()
-    report = run(options.quick)
-    if options.json:
-        json.dump(report, sys.stdout, indent=2)
-        print()
-    else:
-        show(report)
+def _measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    rounds = 30 if given.quick else 300
+    return {"rounds": rounds}, run(rounds)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.main("planner", __doc__, _measure, show))
