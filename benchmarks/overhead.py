@@ -184,7 +184,12 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     model = model_folder()
     usable = os.sched_getaffinity(0)
     cores = cores_for(1, sorted(usable))[0]
-    config = VllmConfig(model_dir=model, omp_threads_bind=",".join(str(core) for core in cores), policy="stock")
+    config = VllmConfig(
+        model_dir=model,
+        omp_threads_bind=",".join(map(str, cores)),
+        other_cores=",".join(map(str, sorted(usable - set(cores)))),
+        policy="stock",
+    )
     profile = ("--worker-option=--profile-quick",) if given.quick else ()
     with (
         tempfile.TemporaryDirectory(prefix="slos-overhead-") as folder,

@@ -71,6 +71,7 @@ def make_plan(options: Options) -> Plan:
     cores = cores_for(len(options.roles), usable)
     taken = {core for own in cores for core in own} if options.engine == "vllm" else set()
     free = tuple(core for core in usable if core not in taken) or tuple(usable)
+    others = ",".join(map(str, free)) if 0 < len(taken) < len(usable) else ""
     redis = None
     if not options.redis_url:
         arguments = ["--data-dir", str(folder / "redis"), "--port", str(redis_port)]
@@ -93,7 +94,7 @@ def make_plan(options: Options) -> Plan:
         cores=free,
     )
     workers = tuple(
-        _worker(options, index, role, common, cores[index], logs) for index, role in enumerate(options.roles)
+        _worker(options, index, role, common, cores[index], others, logs) for index, role in enumerate(options.roles)
     )
     shown = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
     return Plan(
@@ -140,7 +141,9 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def _worker(options: Options, index: int, role: str, common: list[str], cores: list[int], logs: Path) -> ChildSpec:
+def _worker(
+    options: Options, index: int, role: str, common: list[str], cores: list[int], others: str, logs: Path
+) -> ChildSpec:
     name = f"worker-{index}" if role == "both" else f"{role}-{index}"
     module = "services.prefill_worker" if role == "prefill" else "services.decode_worker"
     arguments = [
@@ -157,6 +160,8 @@ def _worker(options: Options, index: int, role: str, common: list[str], cores: l
     arguments += options.worker_arguments
     if options.engine == "vllm":
         arguments += ["--cpu-cores", ",".join(str(core) for core in cores)]
+    if others:
+        arguments += ["--other-cores", others]
     return ChildSpec(name, _module(module, arguments), logs / f"{name}.log")
 
 

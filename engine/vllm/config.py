@@ -43,6 +43,8 @@ class VllmConfig:
         kv_blocks: KV blocks outright, in place of either.
     omp_threads_bind: cores of the CPU engine, as VLLM_CPU_OMP_THREADS_BIND takes them ("0-1", "0|1" per rank), or
         "auto": all but one core of each NUMA node.
+    other_cores: cores for EngineCore and for the process that holds the engine, such as "0" or "0,2-3" (CPU engines
+        only); empty: any.
     policy: batch policy by name (scheduling.registry), or "stock" for vLLM's own scheduler; see engine.vllm.policies.
     time_model_json: what scheduling.time_model.TimeModel.to_json wrote; empty until a profile has run.
     best_effort_floor: share of time kept for best-effort work, where the policy has that setting.
@@ -57,6 +59,7 @@ class VllmConfig:
     kv_cache_gib: int = 1
     kv_blocks: int | None = None
     omp_threads_bind: str = "auto"
+    other_cores: str = ""
     enforce_eager: bool = True
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1

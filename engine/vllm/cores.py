@@ -13,28 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def bound_cores(bind: str) -> set[int]:
-    """Cores that a VLLM_CPU_OMP_THREADS_BIND names ("0-2", "1,3", "0|1" per rank); none for "auto" and "nobind"."""
-    if not bind or bind in ("auto", "nobind"):
-        return set()
+def parse(text: str) -> set[int]:
+    """Cores such as "0", "1,3" or "0,2-3"; ValueError for anything else."""
     cores: set[int] = set()
-    for part in bind.replace("|", ",").split(","):
-        first, _, last = part.partition("-")
-        cores.update(range(int(first), int(last or first) + 1))
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.partition("-")
+        cores.update(range(int(first), int(last if dash else first) + 1))
     return cores
 
 
-def leave_to_the_model(bind: str) -> Callable[[], None]:
-    """Keep this process and the EngineCores it started off the model's cores; returns what undoes that for this one.
+def keep_to(wanted: str) -> Callable[[], None]:
+    """Keep this process and the EngineCores it started on these cores; returns what undoes that for this process.
 
-    Nothing is changed where the model has every core that this process may use.
+    Cores that this process may not use do not count; where none is left, nothing is changed.
     """
     before = os.sched_getaffinity(0)
-    others = before - bound_cores(bind)
-    if others in (set(), before):
+    cores = parse(wanted) & before
+    if not cores:
         return lambda: None
     for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        _move(process, others)
+        _move(process, cores)
     return lambda: _move(os.getpid(), before)
 
 

@@ -33,7 +33,7 @@ class DirectVllm:
             raise EngineError(f"vLLM was not up after {self._config.start_timeout_s:.0f} s; see its log") from error
         if adapter.is_cpu():
             # The same cores as the engine of the cluster that this one is compared with.
-            self._free_cores = cores.leave_to_the_model(self._config.omp_threads_bind)
+            self._free_cores = cores.keep_to(self._config.other_cores)
 
     async def generate(self, request_id: str, token_ids: Sequence[int], max_tokens: int) -> AsyncIterator[int]:
         """Greedy output of exactly max_tokens tokens; yields how many tokens came each time."""

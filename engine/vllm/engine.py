@@ -117,7 +117,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM did not start: {error}; its log above says why") from error
         if adapter.is_cpu():
-            self._free_cores = cores.leave_to_the_model(config.omp_threads_bind)
+            self._free_cores = cores.keep_to(config.other_cores)
         self._client = await StepSocketClient.connect(socket_path, timeout_s=30.0)
         self._joiner = StepJoiner(config.text_lag_s, self._client.facts.total_blocks)
         self._reader = asyncio.create_task(self._read_records(), name="vllm-step-records")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -28,6 +29,14 @@ _SECONDS = click.FloatRange(min=0.0, min_open=True)
 _COUNT = click.IntRange(min=1)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _cores(_: click.Context, option: click.Parameter, value: str) -> str:
+    """Check a list of cores; click's own error names the option."""
+    if value and not re.fullmatch(r"\d+(-\d+)?([,|]\d+(-\d+)?)*", value):
+        raise click.BadParameter(f"give cores such as 0,1 or 0-3, not {value!r}", param=option)
+    return value
+
 
 _OPTIONS = [
     click.option("--worker-id", default="", help="unique name; by default host name and port"),
@@ -55,7 +64,8 @@ _OPTIONS = [
     click.option("--spec-tokens", default=0, type=click.IntRange(0, 16), help="tokens drafted per step and request"),
     click.option("--prefix-caching/--no-prefix-caching", default=True),
     click.option("--dtype", type=click.Choice(["auto", "float16", "bfloat16", "float32"]), help="vLLM only"),
-    click.option("--cpu-cores", default="", help="vLLM only: cores to run on, such as 0,1 or 0-3"),
+    click.option("--cpu-cores", default="", callback=_cores, help="vLLM on CPUs only: cores of the model, such as 0-3"),
+    click.option("--other-cores", default="", callback=_cores, help="vLLM on CPUs only: cores of everything else"),
     click.option("--kv-cache-gib", type=_COUNT, help="vLLM on CPUs only: memory for the KV cache, GiB"),
     click.option("--gpu-memory-utilization", type=click.FloatRange(0.05, 1.0), help="vLLM on GPUs only"),
     click.option("--tensor-parallel-size", type=_COUNT, help="vLLM only"),

@@ -38,6 +38,7 @@ class EngineOptions:
     prefix_caching: bool = True
     dtype: str | None = None
     cpu_cores: str = ""
+    other_cores: str = ""
     kv_cache_gib: int | None = None
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int | None = None
@@ -153,6 +154,7 @@ def _vllm(options: EngineOptions, kv: KvEnd | None) -> BuiltEngine:
         "tensor_parallel_size": options.tensor_parallel_size,
         "enforce_eager": options.enforce_eager,
         "omp_threads_bind": options.cpu_cores or None,
+        "other_cores": options.other_cores,
         "speculation": NgramSpeculation(draft_tokens=options.spec_tokens) if options.spec_tokens else None,
     }
     config = VllmConfig(

@@ -40,7 +40,9 @@ def test_controller_and_redis_stay_off_the_engines_cores(tmp_path: Path) -> None
         made = make_plan(options)
         assert made.redis is not None
         assert made.redis.cores == made.controller.cores == made.free_cores
-        assert all(not worker.cores for worker in made.workers), "an engine binds itself"
+        for worker in made.workers:
+            assert not worker.cores, "an engine binds itself"
+            assert ("--other-cores" in worker.argv) == (set(made.free_cores) != usable)
         return set(made.free_cores)
 
     assert free("emulated", 1) == usable

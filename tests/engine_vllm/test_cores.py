@@ -13,31 +13,33 @@ import pytest
 from engine.vllm import cores
 
 
-@pytest.mark.parametrize(
-    ("bind", "expected"),
-    [("auto", set()), ("nobind", set()), ("", set()), ("1", {1}), ("0-2", {0, 1, 2}), ("0,4-5|7", {0, 4, 5, 7})],
-)
-def test_a_binding_names_cores(bind: str, expected: set[int]) -> None:
-    assert cores.bound_cores(bind) == expected
+@pytest.mark.parametrize(("text", "expected"), [("", set()), ("1", {1}), ("0-2", {0, 1, 2}), ("0,4-5,7", {0, 4, 5, 7})])
+def test_cores_are_named(text: str, expected: set[int]) -> None:
+    assert cores.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "1|2", "1,x"])
+def test_what_names_no_cores_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="int"):
+        cores.parse(text)
 
 
 def affinities(process: int) -> list[set[int]]:
     return [os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{process}/task").iterdir()]
 
 
-def test_every_thread_and_child_leaves_the_models_cores_and_threads_come_back() -> None:
+def test_every_thread_and_child_moves_and_threads_come_back() -> None:
     before = os.sched_getaffinity(0)
-    taken = max(before)
+    kept = {min(before)}
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, args=(60.0,))
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60.0,))
     thread.start()
     child.start()
     try:
-        undo = cores.leave_to_the_model(str(taken))
-        left = before - {taken} or before
+        undo = cores.keep_to(str(min(before)))
         assert child.pid is not None
-        assert all(found == left for found in (*affinities(os.getpid()), *affinities(child.pid)))
+        assert all(found == kept for found in (*affinities(os.getpid()), *affinities(child.pid)))
         undo()
         assert all(found == before for found in affinities(os.getpid()))
     finally:
@@ -47,7 +49,8 @@ def test_every_thread_and_child_leaves_the_models_cores_and_threads_come_back() 
         thread.join(10.0)
 
 
-def test_a_model_that_has_every_core_shares_them() -> None:
+def test_cores_that_are_not_there_change_nothing() -> None:
     before = os.sched_getaffinity(0)
-    cores.leave_to_the_model(",".join(map(str, before)))
+    cores.keep_to(f"{max(before) + 1}")
+    cores.keep_to("")
     assert os.sched_getaffinity(0) == before
