@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 
 from scheduling.pairs import TransferModel
 from services.controller.request import LiveRequest
@@ -12,15 +14,18 @@ from services.controller.targets import Target
 
 _KEPT = 50
 _QUANTILE = 0.9
+REMEMBERED_S = 10.0
+"""A pair that was slow gets no promises, so nothing new would be learned of it: what was measured has to expire."""
 _FIRST = TransferModel()
 
 
 class TransferTimes:
-    """A transfer model per pair: the shipped guess until something was measured, then scaled to what was."""
+    """A transfer model per pair: the shipped guess, scaled to what was measured in the last seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Know nothing yet."""
-        self._ratios: dict[tuple[str, str], deque[float]] = {}
+        self._clock = clock
+        self._ratios: dict[tuple[str, str], deque[tuple[float, float]]] = {}
 
     def handover(self, request: LiveRequest, target: Target) -> Handover:
         """Name a new transfer for a request; no name is used twice, so nothing old can be taken for it."""
@@ -37,12 +42,12 @@ class TransferTimes:
     def observe(self, prefill: str, decode: str, tokens: int, seconds: float) -> None:
         """Take the measured time between the end of a prefill and the step that used its KV."""
         ratios = self._ratios.setdefault((prefill, decode), deque(maxlen=_KEPT))
-        ratios.append(max(seconds, 1e-4) / _FIRST.duration_s(tokens))
+        ratios.append((self._clock(), max(seconds, 1e-4) / _FIRST.duration_s(tokens)))
 
     def model(self, prefill: str, decode: str) -> TransferModel:
         """Return the model of a pair; most measured hand-overs were faster than it says."""
-        ratios = self._ratios.get((prefill, decode))
-        if not ratios:
+        oldest_s = self._clock() - REMEMBERED_S
+        ordered = sorted(ratio for at_s, ratio in self._ratios.get((prefill, decode), ()) if at_s >= oldest_s)
+        if not ordered:
             return _FIRST
-        ordered = sorted(ratios)
         return _FIRST.scaled(ordered[min(len(ordered) - 1, int(_QUANTILE * len(ordered)))])
