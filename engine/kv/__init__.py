@@ -2,9 +2,11 @@
 
 config.py      settings and the identity of one end
 layout.py      where a block's bytes lie in the caches; gather and scatter
+buffers.py     the memory that messages pass through
 control.py     framed JSON messages over the control socket of a pair
 link.py        the data path: a torch.distributed process group of two (NCCL or Gloo)
 transfers.py   the state of one hand-over at its producer and at its consumer
+listener.py    where producers call
 pair.py        what both ends of a pair share: control socket, heartbeats, death
 outbound.py    the producer's end of a pair: gathers blocks and sends them
 inbound.py     the consumer's end of a pair: receives and scatters them

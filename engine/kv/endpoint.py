@@ -9,9 +9,9 @@ completion, by abort on either side, by the death of its pair, or by its lease.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +19,7 @@ from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import ControlSocket
 from engine.kv.inbound import InboundPair
 from engine.kv.layout import KvLayout
+from engine.kv.listener import Listener
 from engine.kv.outbound import OutboundPair
 from engine.kv.pair import Pair
 from engine.kv.reports import Ended, KvStats
@@ -38,29 +39,23 @@ class KvEndpoint:
         self.layout = KvLayout(caches, num_blocks)
         self._identity = identity
         self._lock = threading.Lock()
+        self._something_ended = threading.Condition(self._lock)
         self._outbound: dict[str, OutboundPair] = {}
         self._inbound: list[InboundPair] = []
+        self._dying: list[Pair] = []
         self._outgoing: dict[TransferKey, OutboundPair] = {}
         self._sends: dict[TransferKey, OutgoingTransfer] = {}
         self._incoming: dict[TransferKey, IncomingTransfer] = {}
         self._newest: dict[str, int] = {}
+        self._refused: dict[str, str] = {}
         self._ended = Ended()
         self._bytes_of_dead_pairs = [0, 0]
         self._closed = threading.Event()
-        try:
-            self._listener = socket.create_server((self.config.host, self.config.port), backlog=64)
-        except OSError as error:
-            raise KvExchangeError(
-                f"cannot listen for KV on {self.config.host}:{self.config.port}: {error}; choose another KV port"
-            ) from error
-        host, port = self._listener.getsockname()[:2]
-        self.address = f"{host}:{port}"
-        self._threads = [
-            threading.Thread(target=self._accept, name="kv-accept", daemon=True),
-            threading.Thread(target=self._watch, name="kv-watch", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._listener = Listener(self.config, self._admit)
+        self.address = self._listener.address
+        self._watcher = threading.Thread(target=self._watch, name="kv-watch", daemon=True)
+        self._listener.start()
+        self._watcher.start()
 
     # producer
 
@@ -108,13 +103,19 @@ class KvEndpoint:
     # consumer
 
     def expect(
-        self, key: TransferKey, block_ids: Sequence[int], first_block: int, lease_s: float | None = None
+        self, key: TransferKey, block_ids: Sequence[int], first_block: int, lease_s: float | None = None, peer: str = ""
     ) -> None:
-        """Wait for blocks [first_block, len(block_ids)) of a request; KvExchangeError for an outdated generation."""
+        """Wait for blocks [first_block, len(block_ids)) of a request, from the worker of that name.
+
+        KvExchangeError for an outdated generation, and for a peer that was refused when it last connected.
+        """
         if not 0 <= first_block < len(block_ids):
             raise KvExchangeError(f"transfer {key} asks for no block: first {first_block} of {len(block_ids)}")
-        transfer = IncomingTransfer(key, block_ids, first_block, self.layout.layers, lease_s or self.config.lease_s)
+        lease_s = lease_s or self.config.lease_s
+        transfer = IncomingTransfer(key, block_ids, first_block, self.layout.layers, lease_s, peer)
         with self._lock:
+            if peer in self._refused:
+                raise KvExchangeError(f"{peer} was refused: {self._refused[peer]}")
             if key.generation <= self._newest.get(key.transfer_id, -1):
                 raise KvExchangeError(f"transfer {key} is older than one that was expected before")
             older = [k for k in self._incoming if k.transfer_id == key.transfer_id]
@@ -150,9 +151,11 @@ class KvEndpoint:
 
     # both
 
-    def poll(self) -> Ended:
-        """Return what ended since the last call."""
+    def poll(self, wait_s: float = 0.0) -> Ended:
+        """Return what ended since the last call; wait_s: how long to wait for something where nothing has."""
         with self._lock:
+            if wait_s > 0:
+                self._something_ended.wait_for(lambda: self._ended != Ended(), wait_s)
             ended, self._ended = self._ended, Ended()
         return ended
 
@@ -175,8 +178,11 @@ class KvEndpoint:
             pairs: list[Pair] = [*self._outbound.values(), *self._inbound]
         for pair in pairs:
             pair.die("the endpoint was closed")
+        with self._lock:
+            pairs += self._dying
         for pair in pairs:
             pair.join(self.config.io_timeout_s + 1.0)
+        self._watcher.join(self.config.io_timeout_s + 1.0)
 
     def _pair(self, address: str) -> OutboundPair:
         with self._lock:
@@ -202,6 +208,7 @@ class KvEndpoint:
                 self._ended.send_failed[transfer.key] = transfer.reason
             else:
                 self._ended.sent.append(transfer.key)
+            self._something_ended.notify_all()
 
     def _received(self, transfer: IncomingTransfer, reason: str) -> None:
         if not transfer.end(reason):
@@ -212,6 +219,7 @@ class KvEndpoint:
                 self._ended.receive_failed[transfer.key] = reason
             else:
                 self._ended.received.append(transfer.key)
+            self._something_ended.notify_all()
 
     def _offered(self, pair: InboundPair, key: TransferKey) -> None:
         transfer = self._incoming.get(key)
@@ -225,6 +233,7 @@ class KvEndpoint:
         if not self._closed.is_set():
             log.warning("KV pair with %s ended: %s", pair.peer, reason)
         with self._lock:
+            self._dying = [other for other in self._dying if other.alive] + [pair]
             if isinstance(pair, OutboundPair):
                 if self._outbound.get(pair.peer) is pair:
                     del self._outbound[pair.peer]
@@ -243,21 +252,9 @@ class KvEndpoint:
                 if incoming is not None:
                     self._received(incoming, why)
 
-    def _accept(self) -> None:
-        while not self._closed.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._greet, args=(connection,), name="kv-greet", daemon=True).start()
-
-    def _greet(self, connection: socket.socket) -> None:
-        control: ControlSocket | None = None
+    def _admit(self, control: ControlSocket, hello: dict[str, Any]) -> None:
+        worker = str(hello.get("worker", control.peer_host))
         try:
-            control = ControlSocket(connection, self.config.io_timeout_s)
-            hello = control.receive(self.config.connect_timeout_s)
-            if hello is None or hello.get("type") != "hello":
-                raise KvExchangeError("peer did not say hello")
             pair = InboundPair(
                 control,
                 hello,
@@ -269,32 +266,46 @@ class KvEndpoint:
                 self._received,
                 self._pair_died,
             )
-            with self._lock:
-                if not pair.dead:
-                    self._inbound.append(pair)
-        except (KvExchangeError, OSError) as error:
-            log.warning("KV connection refused: %s", error)
-            if control is not None:
-                control.close()
-            else:
-                connection.close()
+        except KvExchangeError as error:
+            self._refuse(worker, str(error))
+            raise
+        with self._lock:
+            self._refused.pop(worker, None)
+            if not pair.dead:
+                self._inbound.append(pair)
+
+    def _refuse(self, worker: str, reason: str) -> None:
+        """End what is expected of a producer that does not fit: its lease would only delay the recompute."""
+        with self._lock:
+            self._refused[worker] = reason
+            while len(self._refused) > 256:
+                self._refused.pop(next(iter(self._refused)))
+            expected = [transfer for transfer in self._incoming.values() if transfer.peer == worker]
+        for transfer in expected:
+            self._received(transfer, f"{worker} was refused: {reason}")
 
     def _watch(self) -> None:
         """Heartbeats, silent peers, leases."""
         while not self._closed.wait(self.config.heartbeat_s):
-            with self._lock:
-                outbound, inbound = list(self._outbound.values()), list(self._inbound)
-                sends, incoming = list(self._sends.values()), list(self._incoming.values())
-            for sender in outbound:
-                sender.beat([transfer.key for transfer in sender.transfers()])
-                sender.check()
-            expected = {transfer.key for transfer in incoming}
-            for receiver in inbound:
-                receiver.beat([key for key in receiver.offered() if key in expected])
-                receiver.check()
-            for transfer in sends:
-                if transfer.expired():
-                    self.abort_sending(transfer.key, f"no word of it from the decode worker for {transfer.lease_s} s")
-            for waiting in incoming:
-                if waiting.expired():
-                    self.abort_receiving(waiting.key, f"no word of it from the prefill worker for {waiting.lease_s} s")
+            try:
+                self._look_after()
+            except Exception:  # a defect in one transfer must not end the leases and heartbeats of all others
+                log.exception("the KV exchange failed to look after its transfers")
+
+    def _look_after(self) -> None:
+        with self._lock:
+            outbound, inbound = list(self._outbound.values()), list(self._inbound)
+            sends, incoming = list(self._sends.values()), list(self._incoming.values())
+        for sender in outbound:
+            sender.beat([transfer.key for transfer in sender.transfers()])
+            sender.check()
+        expected = {transfer.key for transfer in incoming}
+        for receiver in inbound:
+            receiver.beat([key for key in receiver.offered() if key in expected])
+            receiver.check()
+        for transfer in sends:
+            if transfer.expired():
+                self.abort_sending(transfer.key, f"no word of it from the decode worker for {transfer.lease_s} s")
+        for waiting in incoming:
+            if waiting.expired():
+                self.abort_receiving(waiting.key, f"no word of it from the prefill worker for {waiting.lease_s} s")

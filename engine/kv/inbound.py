@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine.kv import link as links
+from engine.kv.buffers import RECEIVING, message_blocks, message_buffers
 from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import ControlSocket
 from engine.kv.layout import KvLayout, Piece, checksum
 from engine.kv.pair import Pair
 from engine.kv.transfers import IncomingTransfer
 
-_BUFFERS = 2
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message that will come, or is on its way into a buffer."""
+
+    key: TransferKey
+    piece: Piece
+    moving: links.Transfer | None = None
+    buffer: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The producer has sent everything; crc: of all of it, None where the producer makes no checksums."""
+
+    key: TransferKey
+    crc: int | None
 
 
 class InboundPair(Pair):
@@ -53,15 +72,8 @@ class InboundPair(Pair):
             raise KvExchangeError(refusal)
         self._backend = str(hello["backend"])
         self._control = control
-        device = layout.device if self._backend == "nccl" else torch.device("cpu")
-        elements = max(1, config.message_bytes // layout.block_bytes) * layout.block_elements
-        pinned = device.type == "cpu" and layout.device.type == "cuda"
-        self._free: queue.Queue[torch.Tensor] = queue.Queue()
-        for _ in range(_BUFFERS):
-            self._free.put(torch.empty(elements, dtype=layout.dtype, device=device, pin_memory=pinned))
-        self._elements = elements
-        self._received: queue.Queue[tuple[links.Transfer, torch.Tensor, TransferKey, Piece, int | None] | TransferKey]
-        self._received = queue.Queue(maxsize=64)
+        self._elements = message_blocks(layout, config) * layout.block_elements
+        self._announced: queue.SimpleQueue[_Message | _Done] = queue.SimpleQueue()
         self.start("receive", self._run)
 
     def _refusal(self, hello: dict[str, Any], identity: Identity) -> str:
@@ -102,7 +114,7 @@ class InboundPair(Pair):
         control = self._control
         assert control is not None
         store = links.open_store(control.local_host, self.config.connect_timeout_s)
-        control.send({"type": "welcome", "port": store.port})
+        control.send({"type": "welcome", "port": store.port, "message_bytes": self.config.message_bytes})
         self._link = links.make_link(store, links.CONSUMER, self._backend, control.local_host, self.config)
         self.start("scatter", self._scatter)
         if self._layout.device.type == "cuda":
@@ -120,10 +132,11 @@ class InboundPair(Pair):
             with self._offered_lock:
                 self._offered.add(key)
             self._on_offer(self, key)
-        elif kind == "piece":
-            self._receive(key, message)
+        elif kind == "pieces":
+            for numbers in message["pieces"]:
+                self._announced.put(_Message(key, self._checked(Piece(*(int(n) for n in numbers)))))
         elif kind == "done":
-            self._received.put(key, timeout=self.config.io_timeout_s)
+            self._announced.put(_Done(key, message["crc"]))
         elif kind == "abort":
             with self._offered_lock:
                 self._offered.discard(key)
@@ -138,71 +151,79 @@ class InboundPair(Pair):
         with self._offered_lock:
             self._offered.add(key)
         transfer = self._find(key)
-        if transfer is not None:
+        if transfer is None or not transfer.ready_sent:
+            # Also where the word that it is not wanted, or what follows from it, has crossed with this.
+            self._on_offer(self, key)
+        else:
             transfer.renew()
-            if not transfer.ready_sent:
-                self.ready(transfer)
 
-    def _receive(self, key: TransferKey, message: dict[str, Any]) -> None:
-        piece = Piece(*(int(n) for n in message["piece"]))
+    def _checked(self, piece: Piece) -> Piece:
         size = piece.layers * piece.blocks * self._layout.block_elements
         if not 0 < size <= self._elements:
             raise KvExchangeError(f"producer announced a message of {size} elements, more than {self._elements}")
-        link = self._link
-        assert link is not None
-        buffer = self._take_buffer()
-        # The bytes are on their way whether or not anybody still wants them; they must leave the link.
-        self._received.put(
-            (link.receive(buffer[:size]), buffer, key, piece, message.get("crc")), timeout=self.config.io_timeout_s
-        )
-
-    def _take_buffer(self) -> torch.Tensor:
-        try:
-            return self._free.get(timeout=2 * self.config.io_timeout_s)
-        except queue.Empty:
-            raise KvExchangeError("KV data arrives faster than it can be scattered") from None
+        return piece
 
     def _scatter(self) -> None:
+        """Receive what was announced, several messages ahead, and store one after the other.
+
+        The bytes are on their way whether or not anybody still wants them; they must leave the link.
+        """
         if self._layout.device.type == "cuda":
             torch.cuda.set_device(self._layout.device)
+        link = self._link
+        assert link is not None
+        free = message_buffers(self._layout, self.config, self._backend, RECEIVING)
+        coming: deque[_Message | _Done] = deque()
         while not self.dead:
             try:
-                item = self._received.get(timeout=self.config.heartbeat_s)
+                while free:
+                    item = self._announced.get(timeout=0 if coming else self.config.heartbeat_s)
+                    if isinstance(item, _Message):
+                        buffer = free.pop()
+                        size = item.piece.layers * item.piece.blocks * self._layout.block_elements
+                        item = replace(item, moving=link.receive(buffer[:size]), buffer=buffer)
+                    coming.append(item)
             except queue.Empty:
+                if not coming:
+                    continue
+            first = coming.popleft()
+            if isinstance(first, _Done):
+                self._finish(first)
                 continue
-            if isinstance(item, TransferKey):
-                self._finish(item)
-                continue
-            moving, buffer, key, piece, crc = item
-            moving.wait()
-            self.bytes_received += self._layout.nbytes(piece)
-            transfer = self._find(key)
+            assert first.moving is not None
+            assert first.buffer is not None
+            first.moving.wait()
+            self.bytes_received += self._layout.nbytes(first.piece)
+            transfer = self._find(first.key)
             if transfer is not None:
-                self._store(transfer, piece, buffer, crc)
-            self._free.put(buffer)
+                self._store(transfer, first.piece, first.buffer)
+            free.append(first.buffer)
 
-    def _store(self, transfer: IncomingTransfer, piece: Piece, buffer: torch.Tensor, crc: int | None) -> None:
+    def _store(self, transfer: IncomingTransfer, piece: Piece, buffer: torch.Tensor) -> None:
         if not transfer.fits(piece):
             self._on_end(transfer, f"prefill worker sent {piece}, which is outside of what was asked for")
             return
-        if crc is not None:
-            got = checksum(buffer[: piece.layers * piece.blocks * self._layout.block_elements])
-            if got != crc:
-                self._on_end(transfer, f"checksum of {piece} differs: sent {crc:#x}, received {got:#x}")
-                return
         with transfer.lock:
             if transfer.ended:
                 return
+            if self.config.checksum:
+                size = piece.layers * piece.blocks * self._layout.block_elements
+                transfer.crc = checksum(buffer[:size], transfer.crc)
             self._layout.scatter(piece, transfer.block_ids, buffer)
             if self._layout.device.type == "cuda":
                 torch.cuda.current_stream(self._layout.device).synchronize()
             transfer.missing -= piece.layers * piece.blocks
         transfer.renew()
 
-    def _finish(self, key: TransferKey) -> None:
+    def _finish(self, done: _Done) -> None:
         with self._offered_lock:
-            self._offered.discard(key)
-        transfer = self._find(key)
-        if transfer is not None:
-            missing = transfer.missing
-            self._on_end(transfer, f"{missing} layer-blocks are missing at the end" if missing else "")
+            self._offered.discard(done.key)
+        transfer = self._find(done.key)
+        if transfer is None:
+            return
+        if transfer.missing:
+            self._on_end(transfer, f"{transfer.missing} layer-blocks are missing at the end")
+        elif self.config.checksum and done.crc is not None and transfer.crc != done.crc:
+            self._on_end(transfer, f"checksums differ: sent {done.crc:#x}, received {transfer.crc:#x}")
+        else:
+            self._on_end(transfer, "")

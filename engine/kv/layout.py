@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -60,6 +61,7 @@ class KvLayout:
         self.dtype = self._planes[0][0].dtype
         self.block_elements = self.block_bytes // self._planes[0][0].element_size()
         self.device = first.device
+        self._as_words = self.device.type == "cpu" and self.dtype == torch.int64
 
     @property
     def layers(self) -> int:
@@ -98,7 +100,14 @@ class KvLayout:
 
     def scatter(self, piece: Piece, block_ids: Sequence[int], buffer: torch.Tensor) -> None:
         """Copy the front of buffer into the piece's blocks of the caches (the inverse of gather)."""
-        ids = torch.tensor(block_ids[piece.block_start : piece.block_end], dtype=torch.long, device=self.device)
+        chosen = block_ids[piece.block_start : piece.block_end]
+        if self._as_words:
+            # Twice as fast as index_copy_, which does not copy a block at a time in host memory.
+            places = np.array(chosen)
+            for plane, rows in self._rows(piece, buffer):
+                plane.numpy()[places] = rows.numpy()
+            return
+        ids = torch.tensor(chosen, dtype=torch.long, device=self.device)
         for plane, rows in self._rows(piece, buffer):
             plane.index_copy_(0, ids, rows.to(self.device, non_blocking=True))
 
@@ -114,6 +123,6 @@ def _planes(cache: torch.Tensor, block_dim: int) -> list[torch.Tensor]:
     return planes
 
 
-def checksum(data: torch.Tensor) -> int:
-    """CRC-32 of the bytes of a contiguous tensor."""
-    return zlib.crc32(data.detach().cpu().view(torch.uint8).numpy().data)
+def checksum(data: torch.Tensor, before: int = 0) -> int:
+    """CRC-32 of the bytes of a contiguous tensor, or of a row of tensors: before is that of the ones in front of it."""
+    return zlib.crc32(data.detach().cpu().view(torch.uint8).numpy().data, before)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from engine.kv import link as links
+from engine.kv.buffers import ANNOUNCED, SENDING, message_blocks, message_buffers
 from engine.kv.config import PROTOCOL_VERSION, Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import dial
-from engine.kv.layout import KvLayout, checksum
+from engine.kv.layout import KvLayout, Piece, checksum
 from engine.kv.pair import Pair
-from engine.kv.transfers import OutgoingTransfer
+from engine.kv.transfers import DeviceEvent, OutgoingTransfer
 
 
 class OutboundPair(Pair):
@@ -38,6 +41,8 @@ class OutboundPair(Pair):
         self._on_end = on_end
         self._transfers: dict[TransferKey, OutgoingTransfer] = {}
         self._wake = threading.Condition()
+        self._announced: deque[tuple[OutgoingTransfer, Piece, DeviceEvent | None]] = deque()
+        self._message_blocks = 0
         self.bytes_sent = 0
         self.start("send", self._run)
 
@@ -49,7 +54,7 @@ class OutboundPair(Pair):
         if connected:
             self.tell({"type": "offer", "key": transfer.key.to_wire()})
         if self.dead:
-            self._end(transfer, "the pair with the decode worker is gone")
+            self._end(transfer, f"pair with {self.peer} ended: {self.death_reason}")
 
     def wake(self) -> None:
         """Something was computed or has become ready."""
@@ -94,6 +99,9 @@ class OutboundPair(Pair):
                 raise KvExchangeError(f"the KV endpoint {self.peer} did not answer the hello")
             if reply.get("type") != "welcome":
                 raise KvExchangeError(f"the KV endpoint {self.peer} refused: {reply.get('reason', reply)}")
+            # The consumer's buffers may be smaller than ours.
+            config = replace(self.config, message_bytes=min(self.config.message_bytes, int(reply["message_bytes"])))
+            self._message_blocks = message_blocks(self._layout, config)
             store = links.join_store(control.peer_host, int(reply["port"]), self.config.connect_timeout_s)
             self._link = links.make_link(store, links.PRODUCER, backend, control.local_host, self.config)
         except BaseException:
@@ -116,68 +124,83 @@ class OutboundPair(Pair):
         assert link is not None
         if self._layout.device.type == "cuda":
             torch.cuda.set_device(self._layout.device)
-        device = self._layout.device if self._backend == "nccl" else torch.device("cpu")
-        elements = max(1, self.config.message_bytes // self._layout.block_bytes) * self._layout.block_elements
-        pinned = device.type == "cpu" and self._layout.device.type == "cuda"
-        buffers = [torch.empty(elements, dtype=self._layout.dtype, device=device, pin_memory=pinned) for _ in range(2)]
-        sends: list[links.Transfer | None] = [None, None]
-        turn = 0
+        free = message_buffers(self._layout, self.config, self._backend, SENDING)
+        moving: deque[tuple[links.Transfer, torch.Tensor]] = deque()
         while not self.dead:
-            transfer = self._next(timeout_s=self.config.heartbeat_s)
-            if transfer is None:
-                continue
-            pending = sends[turn]
-            if pending is not None:
-                pending.wait()
-                sends[turn] = None
-            data = self._gather(transfer, buffers[turn])
-            if data is not None:
-                sends[turn] = link.send(data)
-                self.bytes_sent += data.numel() * data.element_size()
-                turn = 1 - turn
-            with transfer.lock:
-                complete = transfer.complete()
-            if complete:
-                for pending in sends:
-                    if pending is not None:
-                        pending.wait()
-                sends = [None, None]
-                self.tell({"type": "done", "key": transfer.key.to_wire()})
+            self._announce()
+            transfer = self._complete()
+            if transfer is not None:
+                # Told before the last bytes have left: the consumer takes both in order, and waits for nothing else.
+                crc = transfer.crc if self.config.checksum else None
+                transfer.told_done = True
+                self.tell({"type": "done", "key": transfer.key.to_wire(), "crc": crc})
+                while moving:
+                    free.append(_arrived(moving))
                 self._end(transfer, "")
+            elif self._announced:
+                if not free:
+                    free.append(_arrived(moving))
+                buffer = free.pop()
+                data = self._gather(self._announced.popleft(), buffer)
+                moving.append((link.send(data), buffer))
+                self.bytes_sent += data.numel() * data.element_size()
+            else:
+                self._wait()
 
-    def _next(self, timeout_s: float) -> OutgoingTransfer | None:
-        with self._wake:
-            for _ in range(2):
-                for transfer in self._transfers.values():
-                    if transfer.ended:
-                        continue
-                    with transfer.lock:
-                        if transfer.has_work():
-                            return transfer
-                self._wake.wait(timeout_s)
+    def _announce(self) -> None:
+        """Tell the consumer the next pieces ahead of their bytes, so that it is ready to receive when they come."""
+        if len(self._announced) > ANNOUNCED // 2:
+            return
+        for transfer in self.transfers():
+            pieces = []
+            while len(self._announced) < ANNOUNCED:
+                with transfer.lock:
+                    found = transfer.next_piece(self._message_blocks)
+                if found is None:
+                    break
+                piece, event = found
+                pieces.append([piece.layer_start, piece.layer_end, piece.block_start, piece.block_end])
+                self._announced.append((transfer, piece, event))
+            if pieces:
+                self.tell({"type": "pieces", "key": transfer.key.to_wire(), "pieces": pieces})
+
+    def _complete(self) -> OutgoingTransfer | None:
+        """Return a transfer of which everything has been handed to the link."""
+        announced = {transfer.key for transfer, _, _ in self._announced}
+        for transfer in self.transfers():
+            with transfer.lock:
+                if transfer.key not in announced and not transfer.ended and transfer.complete():
+                    return transfer
         return None
 
-    def _gather(self, transfer: OutgoingTransfer, buffer: torch.Tensor) -> torch.Tensor | None:
-        """Announce the next piece and return its bytes; None when there is none."""
+    def _wait(self) -> None:
+        """Wait until there is something to do, for a heartbeat at most."""
+        with self._wake:
+            for transfer in self._transfers.values():
+                with transfer.lock:
+                    if transfer.has_work():
+                        return
+            self._wake.wait(self.config.heartbeat_s)
+
+    def _gather(
+        self, announced: tuple[OutgoingTransfer, Piece, DeviceEvent | None], buffer: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the bytes of a piece; of one whose transfer has ended, what happens to be in the buffer.
+
+        The consumer expects as many bytes as were announced. It never uses those of a transfer that was aborted.
+        """
+        transfer, piece, event = announced
+        if event is not None:
+            event.synchronize()  # not under the lock: the engine takes it for every layer that it launches
         with transfer.lock:
-            found = transfer.next_piece(max(1, buffer.numel() // self._layout.block_elements))
-            if found is None:
-                return None
-            piece, event = found
-            if event is not None:
-                event.synchronize()
+            if transfer.ended:
+                return buffer[: piece.layers * piece.blocks * self._layout.block_elements]
             data = self._layout.gather(piece, transfer.block_ids, buffer)
             if self._layout.device.type == "cuda":
                 torch.cuda.current_stream(self._layout.device).synchronize()
-        message: dict[str, Any] = {
-            "type": "piece",
-            "key": transfer.key.to_wire(),
-            "piece": [piece.layer_start, piece.layer_end, piece.block_start, piece.block_end],
-        }
-        if self.config.checksum:
-            message["crc"] = checksum(data)
-        self.tell(message)
-        return data
+            if self.config.checksum:
+                transfer.crc = checksum(data, transfer.crc)
+            return data
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -194,7 +217,16 @@ class OutboundPair(Pair):
             transfer.ready(int(message["first_block"]))
             transfer.renew()
             self.wake()
+        elif kind == "abort" and transfer.told_done:
+            self._end(transfer, "")  # it has everything, and so needs nothing more
         elif kind == "abort":
             self._end(transfer, f"decode worker: {message.get('reason', 'aborted')}")
         else:
             raise KvExchangeError(f"unknown control message {kind!r} from a consumer")
+
+
+def _arrived(moving: deque[tuple[links.Transfer, torch.Tensor]]) -> torch.Tensor:
+    """Wait for the oldest send and return its buffer."""
+    sending, buffer = moving.popleft()
+    sending.wait()
+    return buffer

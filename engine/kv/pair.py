@@ -31,6 +31,7 @@ class Pair:
         self._link: TorchLink | None = None
         self._dead = threading.Event()
         self._death_lock = threading.Lock()
+        self.death_reason = ""
         self._heard_s = time.monotonic()
         self._threads: list[threading.Thread] = []
 
@@ -60,6 +61,7 @@ class Pair:
         with self._death_lock:
             if self._dead.is_set():
                 return
+            self.death_reason = reason
             self._dead.set()
         self._drop()
         self._on_death(self, reason)
@@ -69,6 +71,11 @@ class Pair:
             self._control.close()
         if self._link is not None:
             self._link.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread of the pair still runs: for a moment after its death."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the pair's threads, in all at most timeout_s."""

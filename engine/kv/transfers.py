@@ -41,6 +41,8 @@ class _Ending:
         self.lease_s = lease_s
         self.ended = False
         self.reason = ""
+        self.crc = 0
+        """CRC-32 of what was gathered or scattered so far, where checksums are on."""
         self._renewed_s = time.monotonic()
 
     def renew(self) -> None:
@@ -71,6 +73,8 @@ class OutgoingTransfer(_Ending):
         """Known once the last chunk is scheduled."""
         self.ready_from: int | None = None
         """First block that the consumer wants; None until it has said so."""
+        self.told_done = False
+        """The consumer has been told that everything is on its way."""
         self._computed = [Computed(0, None)] * layers
         self._sent = [0] * layers
 
@@ -140,18 +144,23 @@ class IncomingTransfer(_Ending):
     """What the consumer knows: where blocks go and how many layer-blocks are still missing."""
 
     def __init__(
-        self, key: TransferKey, block_ids: Sequence[int], first_block: int, layers: int, lease_s: float
+        self, key: TransferKey, block_ids: Sequence[int], first_block: int, layers: int, lease_s: float, peer: str = ""
     ) -> None:
-        """block_ids are the request's blocks from its first on; those before first_block are here already."""
+        """block_ids are the request's blocks from its first on; those before first_block are here already.
+
+        peer: name of the producer.
+        """
         super().__init__(key, lease_s)
+        self.peer = peer
         self.block_ids = list(block_ids)
         self.first_block = first_block
+        self._layers = layers
         self.missing = layers * (len(block_ids) - first_block)
         self.ready_sent = False
 
     def fits(self, piece: Piece) -> bool:
         """The piece lies inside the blocks that were asked for."""
         return (
-            0 <= piece.layer_start < piece.layer_end
+            0 <= piece.layer_start < piece.layer_end <= self._layers
             and self.first_block <= piece.block_start < piece.block_end <= len(self.block_ids)
         )

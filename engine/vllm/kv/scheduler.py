@@ -46,6 +46,7 @@ class Expectation:
     block_ids: list[int]
     first_block: int
     lease_s: float
+    peer: str
 
 
 @dataclass
@@ -119,7 +120,14 @@ class SchedulerHalf:
         self._found[request.request_id] = first_token
         blocks = -(-request.num_prompt_tokens // self._block_size)
         self._next.expectations.append(
-            Expectation(request.request_id, key, block_ids[:blocks], first_token // self._block_size, params["lease_s"])
+            Expectation(
+                request.request_id,
+                key,
+                block_ids[:blocks],
+                first_token // self._block_size,
+                params["lease_s"],
+                params["peer"],
+            )
         )
 
     def found_here(self, vllm_id: str, context: int) -> int:

@@ -14,7 +14,7 @@ def with_kv_exchange(config: VllmConfig, worker: str, kv: KvConfig) -> VllmConfi
 
     With tensor parallelism, rank r listens at kv.port + r.
     """
-    port = kv.port or _free_port(kv.host)
+    port = kv.port or free_port(kv.host)
     extra: dict[str, object] = {
         "worker": worker,
         "model": config.model_dir.name,
@@ -45,6 +45,7 @@ def read_extra(extra: dict[str, object], tp_rank: int) -> KvConfig:
     return KvConfig(**fields)  # type: ignore[arg-type]
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Return a TCP port that nobody uses right now."""
     with socket.create_server((host, 0)) as listener:
         return int(listener.getsockname()[1])

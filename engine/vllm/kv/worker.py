@@ -59,7 +59,13 @@ class WorkerHalf:
                 expectation.block_ids[expectation.first_block :],
             )
             try:
-                endpoint.expect(expectation.key, expectation.block_ids, expectation.first_block, expectation.lease_s)
+                endpoint.expect(
+                    expectation.key,
+                    expectation.block_ids,
+                    expectation.first_block,
+                    expectation.lease_s,
+                    expectation.peer,
+                )
             except KvExchangeError as error:
                 self._refused[expectation.key] = str(error)
         for progress in meta.progress:

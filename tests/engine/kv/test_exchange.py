@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -113,6 +116,65 @@ def test_layers_leave_before_the_prompt_is_whole(pair: tuple[KvEndpoint, KvEndpo
     assert equal_blocks(producer, consumer, [4, 5, 6, 7], [0, 1, 2, 3])
 
 
+def test_a_small_transfer_ends_while_a_large_one_goes_on(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    large, small = TransferKey("large", 0), TransferKey("small", 0)
+    for key, blocks in ((large, list(range(20))), (small, [30])):
+        consumer.expect(key, blocks, 0)
+        producer.offer(key, consumer.address)
+    producer.grow(large, list(range(20)), None)
+    for layer in range(LAYERS):
+        producer.computed(large, layer, 10)
+    compute_all(producer, small, [31], 1)
+    assert collect(consumer, {small}).received == [small]
+    assert (producer.stats().outgoing, consumer.stats().incoming) == (1, 1)
+    compute_all(producer, large, list(range(20)), 20)
+    assert collect(consumer, {large}).received == [large]
+    assert equal_blocks(producer, consumer, [*range(20), 31], [*range(20), 30])
+
+
+def test_an_aborted_transfer_costs_the_others_on_its_pair_nothing(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    """Messages of it may have been announced already: their bytes must still come, and must not be used."""
+    producer, consumer = pair
+    for turn in range(20):
+        cut, kept = TransferKey(f"cut-{turn}", 0), TransferKey(f"kept-{turn}", 0)
+        for key, blocks in ((cut, list(range(16))), (kept, list(range(16, 32)))):
+            consumer.expect(key, blocks, 0)
+            producer.offer(key, consumer.address)
+        compute_all(producer, cut, list(range(16)), 16)
+        compute_all(producer, kept, list(range(16, 32)), 16)
+        time.sleep(0.0005 * turn)
+        producer.abort_sending(cut, "cancelled")
+        ended = collect(consumer, {cut, kept})
+        assert kept in ended.received
+        assert cut in {*ended.received, *ended.receive_failed}
+        assert equal_blocks(producer, consumer, list(range(16, 32)), list(range(16, 32)))
+    assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
+
+
+def test_the_smaller_message_size_of_a_pair_holds_for_both() -> None:
+    producer, consumer = make_endpoint(1, replace(CONFIG, message_bytes=1 << 16)), make_endpoint(2)
+    key = TransferKey("t", 0)
+    consumer.expect(key, list(range(20)), 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, list(range(20)), 20)
+    assert collect(consumer, {key}).received == [key]
+    producer.close()
+    consumer.close()
+
+
+def test_waiting_for_an_end_is_cut_short_by_it(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    producer, consumer = pair
+    key = TransferKey("t", 0)
+    assert consumer.poll(0.01) == Ended()
+    consumer.expect(key, [1], 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, [2], 1)
+    began_s = time.monotonic()
+    assert consumer.poll(60.0).received == [key]
+    assert time.monotonic() - began_s < 50.0
+
+
 def test_a_newer_generation_fences_off_the_older(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
     producer, consumer = pair
     old, new = TransferKey("request", 0), TransferKey("request", 1)
@@ -184,9 +246,25 @@ def test_a_peer_that_does_not_fit_is_refused_by_name(
     _, consumer = pair
     odd = make_endpoint(3, identity=identity)
     key = TransferKey("odd", 0)
+    # Nothing waits for a lease: what is expected of it fails at once, before it was refused and afterwards.
+    consumer.expect(key, [1], 0, lease_s=3600.0, peer="odd")
     odd.offer(key, consumer.address)
     assert reason in collect(odd, {key}).send_failed[key]
+    assert reason in collect(consumer, {key}).receive_failed[key]
+    with pytest.raises(KvExchangeError, match=reason):
+        consumer.expect(TransferKey("odd-again", 0), [1], 0, peer="odd")
     odd.close()
+    reborn = make_endpoint(3, identity=Identity("odd", "model"))
+    reborn.offer(key, consumer.address)
+    deadline = time.monotonic() + 10
+    while consumer.stats().pairs == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    taken = TransferKey("odd-at-last", 0)
+    consumer.expect(taken, [1], 0, peer="odd")
+    reborn.offer(taken, consumer.address)
+    compute_all(reborn, taken, [2], 1)
+    assert collect(consumer, {taken}).received == [taken]
+    reborn.close()
 
 
 def test_another_layout_is_refused(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
@@ -210,6 +288,38 @@ def test_nonsense_on_the_port_harms_nobody(pair: tuple[KvEndpoint, KvEndpoint]) 
     producer.offer(key, consumer.address)
     compute_all(producer, key, [2], 1)
     assert collect(consumer, {key}).received == [key]
+
+
+def test_a_failure_to_accept_does_not_end_the_listening(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+    """Without a free file descriptor nobody can be let in; with one again, somebody can."""
+    producer, consumer = pair
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    host, port = consumer.address.rsplit(":", 1)
+    with socket.socket() as caller:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            caller.connect((host, int(port)))
+            time.sleep(3 * CONFIG.heartbeat_s)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    key = TransferKey("after", 0)
+    consumer.expect(key, [1], 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, [2], 1)
+    assert collect(consumer, {key}).received == [key]
+
+
+def test_closing_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    producer, consumer = make_endpoint(1), make_endpoint(2)
+    key = TransferKey("t", 0)
+    consumer.expect(key, [1], 0)
+    producer.offer(key, consumer.address)
+    compute_all(producer, key, [2], 1)
+    collect(consumer, {key})
+    producer.close()
+    consumer.close()
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()]
 
 
 def test_nobody_listening_fails_the_transfer_with_the_address(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
