@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,23 +44,52 @@ class ResultCache:
         return summary
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run's figures depend on, as digests: its description, its policy's code, and the simulator's code.
+
+    A row of the evaluation carries one, so that rows made by other code are told apart from those that still hold.
+    """
+
+    run: str
+    policy: str
+    simulator: str
+
+
 def key(spec: RunSpec) -> str:
     """Equal for runs that must give equal results."""
+    return _digest(*astuple(origin(spec)))[:32]
+
+
+def origin(spec: RunSpec) -> Origin:
+    """Where the figures of a run come from."""
     described = asdict(spec)
     described["data"] = "public files" if spec.data else None
     path = FOLDER / f"{spec.profile}.json"
     profile = (path if path.is_file() else Path(spec.profile)).read_text()
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    digest.update(profile.encode())
-    digest.update(_sources(POLICIES.get(spec.cluster.policy, spec.cluster.policy)).encode())
-    return digest.hexdigest()[:32]
+    what = _digest(json.dumps(described, sort_keys=True, default=str), profile)
+    policy = spec.cluster.policy
+    return Origin(what[:12], version(POLICIES.get(policy, policy)), version(ENTRY))
+
+
+def _digest(*texts: str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _sources(policy_module: str) -> str:
-    """Digest of the text of all modules of ours behind a run with this policy."""
+def version(entry: str) -> str:
+    """Digest of the text of a module of ours and of all those that it imports, directly or not."""
+    fitted = (Path(__file__).parent / "scenarios" / "fitted.json").read_text()
+    return _digest(json.dumps([sorted(modules(entry).items()), fitted]))[:12]
+
+
+def modules(entry: str) -> dict[str, str]:
+    """Digest by path of a module of ours and of all those that it imports, directly or not."""
     seen: dict[str, str] = {}
-    waiting = [ENTRY, policy_module]
+    waiting = [entry]
     while waiting:
         module = waiting.pop()
         path = _path(module)
@@ -69,8 +98,7 @@ def _sources(policy_module: str) -> str:
         text = path.read_text()
         seen[name] = hashlib.sha256(text.encode()).hexdigest()
         waiting.extend(_imports(text))
-    fitted = (Path(__file__).parent / "scenarios" / "fitted.json").read_text()
-    return hashlib.sha256(json.dumps([sorted(seen.items()), fitted]).encode()).hexdigest()
+    return seen
 
 
 def _imports(text: str) -> list[str]:

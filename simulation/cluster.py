@@ -11,11 +11,13 @@ import numpy as np
 
 from scheduling import registry
 from scheduling.policy import Policy
+from scheduling.time_model import TimeModel
 from simulation.config import ClusterConfig, Lengths
 from simulation.controller import Controller
+from simulation.margins import PRECISION_TARGET, Margins
 from simulation.profiles import Profile
 from simulation.replica import Replica
-from simulation.requests import NOWHERE, Requests
+from simulation.requests import IN_TRANSIT, NOWHERE, Requests
 from simulation.transfers import Transfers
 from simulation.workload import Workload
 
@@ -34,21 +36,29 @@ class Event(Protocol):
 class Cluster:
     """Replicas, controller, transfers and the event queue; `run` plays a workload to its end."""
 
-    def __init__(self, workload: Workload, profile: Profile, config: ClusterConfig) -> None:
-        """Build an idle cluster."""
+    def __init__(
+        self, workload: Workload, profile: Profile, config: ClusterConfig, steps: TimeModel | None = None
+    ) -> None:
+        """Build an idle cluster; steps: how long steps take, where that is not what the profile says."""
         self.workload = workload
         self.profile = profile
         self.config = config
         policy: Policy = registry.get(config.policy, routing=config.routing, **dict(config.policy_options))
         self.policy = replace(policy, admits_all=True) if config.admit_all else policy
-        self.requests = Requests.of(workload, profile)
+        self.requests = Requests.of(workload, profile, config.relay_s)
         model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)
+        engine = profile if steps is None else replace(profile, time_model=steps)
         self.replicas = [
-            Replica(index, self._role(index), profile, model, config.noise, config.seed, config.speculation)
+            Replica(index, self._role(index), engine, model, config.noise, config.seed, config.speculation)
             for index in range(config.replicas)
         ]
-        self.controller = Controller(self.policy, self.requests, self.replicas, config.lengths, config.prefix_cache)
         self.transfers = Transfers(self)
+        self.controller = Controller(
+            self.policy, self.requests, self.replicas, self.transfers, config.lengths, config.prefix_cache
+        )
+        targets = [slo_class.precision_target for slo_class in workload.classes]
+        learns = config.learn_margin and not self.policy.admits_all
+        self._margins = Margins(model, self.replicas, max(targets, default=PRECISION_TARGET)) if learns else None
         self.now_s = 0.0
         self.stopped_early = False
         self.events = 0
@@ -61,6 +71,8 @@ class Cluster:
 
     def _role(self, index: int) -> str:
         if self.config.prefill_replicas == 0:
+            return "both"
+        if index >= self.config.replicas - self.config.colocated_replicas:
             return "both"
         return "prefill" if index < self.config.prefill_replicas else "decode"
 
@@ -103,7 +115,8 @@ class Cluster:
 
     def any_idle(self) -> bool:
         """Some replica that takes prompts has nothing to do."""
-        return any(r.alive and not r.busy and r.role != "decode" for r in self.replicas)
+        takes_all = self.transfers.pairs
+        return any(r.alive and not r.busy and (takes_all or r.role != "decode") for r in self.replicas)
 
     def lose(self, index: int) -> None:
         """A replica dies; its requests are offered again with the tokens that had reached the controller."""
@@ -111,12 +124,14 @@ class Cluster:
             self.requests.replica[row] = NOWHERE
             self.controller.offer(row)
 
-    def finish(self, row: int, now_s: float) -> None:
-        """The last token of a request is out; its session goes on after the tool's delay."""
+    def finish(self, row: int, replica: int, now_s: float) -> None:
+        """The last token of a request is out, on this replica; its session goes on after the tool's delay."""
         from simulation.events.arrival import Arrival
 
         self.requests.finished[row] = True
         self._unfinished -= 1
+        if self._margins is not None and self.requests.promised[row]:
+            self._margins.promise_ended(replica, not self.requests.late[row])
         self.controller.finished(row, self.workload.classes[self.workload.class_index[row]].name)
         following = int(self.workload.next_row[row])
         if following >= 0:
@@ -131,10 +146,12 @@ class Cluster:
         if begun is None:
             return
         step, finished = begun
+        if self._margins is not None:
+            self._margins.stepped(replica, now_s)
         for slot in finished:
             self._leave(replica, int(slot))
         if replica.role == "prefill":
-            self.transfers.collect(replica, step)
+            replica.step = step = self.transfers.collect(replica, step)
         if self.config.lengths is Lengths.QUANTILE and replica.steps % REESTIMATE_EVERY_STEPS == 0:
             self._reestimate(replica)
         self.schedule(step.ends_s, StepEnd(step))
@@ -156,14 +173,20 @@ class Cluster:
         context = int(replica.table.context[slot])
         replica.release(slot)
         self.requests.replica[row] = NOWHERE
+        self.remember(replica, row, context)
+
+    def remember(self, replica: Replica, row: int, context: int) -> None:
+        """Keep the KV of a request that has left a replica for its session's next round."""
         if self.config.prefix_cache and self.workload.next_row[row] >= 0:
             replica.cache.put(int(self.workload.session[row]), context // replica.limits.block_size)
             replica.cache.shrink_to(replica.free_blocks)
 
     def _reestimate(self, replica: Replica) -> None:
-        """Correct the estimates of outputs that turn out longer than expected."""
+        """Correct the estimates of outputs that turn out longer than expected; a prefill half has none."""
         table = replica.table
         for slot in np.flatnonzero(table.active & (table.remaining_output <= 1)):
+            if self.requests.replica[replica.row_of(int(slot))] == IN_TRANSIT:
+                continue
             generated = int(table.generated[slot])
             table.remaining_output[slot] = self.controller.expected_output(replica.row_of(int(slot)), generated)
 

@@ -41,6 +41,7 @@ _cell = _options(
     click.option("--profile", default="a100-opt-13b-kv", show_default=True, help="Name, or file of slosctl profile."),
     click.option("--replicas", type=click.IntRange(1), default=1, show_default=True),
     click.option("--prefill", type=click.IntRange(0), default=0, help="Of the replicas, how many only prefill."),
+    click.option("--both", type=click.IntRange(0), default=0, help="Beside --prefill: how many do both."),
     click.option(
         "--data", type=click.Path(exists=True, file_okay=False), help="Folder with the public workload files."
     ),
@@ -49,6 +50,9 @@ _cell = _options(
     click.option("--lengths", type=click.Choice([v.value for v in Lengths]), default=Lengths.QUANTILE.value),
     click.option("--noise", type=click.FloatRange(0, 0.5), default=0.0, help="Relative noise of true step times."),
     click.option("--margin", type=click.FloatRange(1), default=1.0, help="Factor on the planner's predictions."),
+    click.option(
+        "--learn-margin", is_flag=True, help="Learn the margin from steps and promises, as the controller does."
+    ),
     click.option("--time-error", type=click.FloatRange(-0.9), default=0.0, help="The planner's model is off by this."),
     click.option("--prefix-cache", is_flag=True, help="Keep the KV of finished rounds of a session."),
     click.option("--speculation", is_flag=True, help="Verify drafts where the profile has a drafter."),
@@ -190,9 +194,11 @@ def _spec(cell: dict[str, Any]) -> RunSpec:
             routing=cell["routing"],
             replicas=cell["replicas"],
             prefill_replicas=cell["prefill"],
+            colocated_replicas=cell["both"],
             lengths=Lengths(cell["lengths"]),
             noise=cell["noise"],
             margin=cell["margin"],
+            learn_margin=cell["learn_margin"],
             time_error=cell["time_error"],
             prefix_cache=cell["prefix_cache"],
             speculation=cell["speculation"],

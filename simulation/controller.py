@@ -13,11 +13,14 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 
 from scheduling.lengths import LengthEstimator
+from scheduling.pairs import Route, decide_pair
 from scheduling.policy import Policy
 from scheduling.types import Candidate
 from simulation.config import Lengths
 from simulation.replica import Replica
 from simulation.requests import NOWHERE, Requests
+from simulation.targets import Target, Targets
+from simulation.transfers import Transfers
 
 PER_DECISION = 10
 BEST_EFFORT_WAITING = 4
@@ -28,12 +31,19 @@ class Controller:
     """Admission, routing and the best-effort tier over simulated replicas."""
 
     def __init__(
-        self, policy: Policy, requests: Requests, replicas: list[Replica], lengths: Lengths, prefix_cache: bool
+        self,
+        policy: Policy,
+        requests: Requests,
+        replicas: list[Replica],
+        transfers: Transfers,
+        lengths: Lengths,
+        prefix_cache: bool,
     ) -> None:
-        """Only replicas that take new prompts (role both or prefill) are asked."""
+        """Where everybody is promised everything, decode replicas are chosen after the prefill, and not asked here."""
         self._policy = policy
         self._requests = requests
-        self._replicas = [r for r in replicas if r.role != "decode"]
+        self._transfers = transfers
+        self._replicas = [r for r in replicas if r.role != "decode" or not policy.admits_all]
         self._lengths = lengths
         self._prefix_cache = prefix_cache
         self._estimator = LengthEstimator()
@@ -69,7 +79,7 @@ class Controller:
                     self._waiting[row] = float(self._requests.arrival_s[row])
         if not self._policy.admits_all:
             self._retry(alive, now_s)
-            self._dispatch(alive)
+            self._dispatch(alive, now_s)
 
     def finished(self, row: int, slot_class: str) -> None:
         """Learn the length of a finished output."""
@@ -101,7 +111,7 @@ class Controller:
         thinking = int(workload.thinking_tokens[row])
         thinks = thinking > generated
         prompt = int(workload.prompt_tokens[row])
-        cached = self._cached(row, target)
+        cached = self.cached(row, target)
         if cached:
             target.cache.take(int(workload.session[row]))
             requests.cached[row] = cached
@@ -129,49 +139,81 @@ class Controller:
         requests.replica[row] = target.index
         requests.promised[row] |= standard
 
+    def cached(self, row: int, target: Replica) -> int:
+        """Prompt tokens of a request that a replica's prefix cache holds."""
+        if not self._prefix_cache:
+            return 0
+        workload = self._requests.workload
+        shared = int(workload.shared_prefix_tokens[row])
+        if not shared:
+            return 0
+        return target.cache.cached_tokens(int(workload.session[row]), shared, int(workload.prompt_tokens[row]))
+
+    def _send(self, row: int, target: Target, standard: bool) -> None:
+        """Submit a request to a replica or a pair."""
+        if target.prefill is None:
+            self.place(row, target.decode, standard)
+            return
+        self._waiting.pop(row, None)
+        cached = self.cached(row, target.prefill)
+        self._transfers.begin(row, target.prefill, target.decode, standard, cached)
+        self._requests.cached[row] = max(cached, int(self._requests.cached[row]))
+        self._requests.promised[row] |= standard
+
     # ---- new requests
 
     def _admit_all(self, batch: list[int], alive: list[Replica], now_s: float) -> None:
         for row in batch:
-            order = self._policy.routing.order(now_s, self._candidate(row, None), [r.view() for r in alive])
+            views = [r.view({str(row): self.cached(row, r)} if self._prefix_cache else None) for r in alive]
+            order = self._policy.routing.order(now_s, self._candidate(row, None), views)
             self.place(row, alive[order[0]], True)
 
     def _ask(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
-        """Place those that a replica can promise; return the others."""
-        views = [r.view() for r in alive]
+        """Place those that a replica or a pair can promise; return the others."""
+        views = [self._transfers.view(r, now_s) for r in alive]
+        targets = Targets(alive, views)
         hops = {}
+        candidates = {}
         for row in rows:
+            candidates[row] = self._candidate(row, None)
             if self._prefix_cache:
-                views = [r.view({str(row): self._cached(row, r)}) for r in alive]
-            hops[row] = deque(self._policy.routing.order(now_s, self._candidate(row, None), views))
+                views = [
+                    replace(v, cached_tokens={str(row): self.cached(row, r)}) for v, r in zip(views, alive, strict=True)
+                ]
+            hops[row] = deque(targets.ask_order(now_s, candidates[row], views, self._policy.routing))
         asking, declined = rows, []
         while asking:
-            groups: dict[int, list[int]] = {}
+            groups: dict[Route, list[int]] = {}
             for row in asking:
                 if hops[row]:
                     groups.setdefault(hops[row].popleft(), []).append(row)
                 else:
                     declined.append(row)
             asking = []
-            for index, group in groups.items():
-                accepted = self._plan(group, alive[index], now_s)
+            for route, group in groups.items():
+                target = targets.target(route)
+                asked = [candidates[row] for row in group]
+                if target.prefill is None and self._prefix_cache:
+                    asked = [self._candidate(row, target.decode) for row in group]
+                accepted = self._plan(asked, target, now_s)
                 for row in group:
                     if row in accepted:
-                        self.place(row, alive[index], True)
+                        self._send(row, target, True)
                     else:
                         asking.append(row)
         return declined
 
-    def _plan(self, rows: list[int], target: Replica, now_s: float) -> set[int]:
+    def _plan(self, candidates: list[Candidate], target: Target, now_s: float) -> set[int]:
         self.decisions += 1
-        decision = self._policy.admission.decide(
-            target.planning_time_s(now_s),
-            target.table,
-            target.free_blocks,
-            target.planner_model,
-            target.limits,
-            [self._candidate(row, target) for row in rows],
-        )
+        admission, decode = self._policy.admission, self._transfers.view(target.decode, now_s)
+        if target.prefill is None:
+            decision = admission.decide(
+                decode.as_of_s, decode.table, decode.free_blocks, decode.model, decode.limits, candidates
+            )
+        else:
+            held = {c.request_id: self.cached(int(c.request_id), target.prefill) for c in candidates}
+            prefill = self._transfers.view(target.prefill, now_s, held)
+            decision = decide_pair(now_s, prefill, decode, self._transfers.model, admission, candidates)
         return {int(request_id) for request_id in decision.accepted}
 
     def _candidate(self, row: int, target: Replica | None) -> Candidate:
@@ -186,7 +228,7 @@ class Controller:
                 slot = target.table.slot(str(row))
                 cached = int(target.table.context[slot])
             else:
-                cached = self._cached(row, target)
+                cached = self.cached(row, target)
         if generated:
             slo = replace(slo, ttft_s=requests.next_due_s(row) - arrival_s)
             if generated >= workload.thinking_tokens[row]:
@@ -206,34 +248,30 @@ class Controller:
             session_id=str(workload.session[row]),
         )
 
-    def _cached(self, row: int, target: Replica) -> int:
-        if not self._prefix_cache:
-            return 0
-        workload = self._requests.workload
-        shared = int(workload.shared_prefix_tokens[row])
-        if not shared:
-            return 0
-        return target.cache.cached_tokens(int(workload.session[row]), shared, int(workload.prompt_tokens[row]))
-
     # ---- best-effort requests
 
-    def _dispatch(self, alive: list[Replica]) -> None:
+    def _dispatch(self, alive: list[Replica], now_s: float) -> None:
         """Send waiting best-effort requests where few of their kind wait."""
         if not self._waiting:
             return
-        room = {r.index: self._room(r) for r in alive}
+        targets = Targets(alive, [self._transfers.view(r, now_s) for r in alive]).ordered()
+        rooms = [self._room(target) for target in targets]
         while self._waiting:
-            target = max(alive, key=lambda r: (room[r.index], -len(r.table), -r.index))
-            if room[target.index] <= 0:
+            best = max(range(len(targets)), key=lambda k: (rooms[k], -len(targets[k].decode.table), -k))
+            if rooms[best] <= 0:
                 return
             row = next(iter(self._waiting))
-            self.place(row, target, False)
-            room[target.index] -= 1
+            self._send(row, targets[best], False)
+            rooms[best] = self._room(targets[best])
 
-    def _room(self, target: Replica) -> int:
-        table = target.table
+    def _room(self, target: Target) -> int:
+        room = self._room_on(target.decode)
+        return room if target.prefill is None else min(room, self._room_on(target.prefill))
+
+    def _room_on(self, replica: Replica) -> int:
+        table = replica.table
         unstarted = int((table.active & ~table.standard & (table.context == 0)).sum())
-        return min(BEST_EFFORT_WAITING - unstarted, target.limits.max_batch_requests - len(table))
+        return min(BEST_EFFORT_WAITING - unstarted, replica.limits.max_batch_requests - len(table))
 
     def _retry(self, alive: list[Replica], now_s: float) -> None:
         """Ask again for best-effort requests that could still meet their SLOs."""
@@ -255,7 +293,8 @@ class Controller:
             here = heapq.nsmallest(
                 PER_DECISION, (r for r in due if requests.replica[r] == target.index), key=self._due_s
             )
-            for row in self._plan(here, target, now_s) if here else ():
+            asked = [self._candidate(row, target) for row in here]
+            for row in self._plan(asked, Target(target), now_s) if here else ():
                 target.table.standard[target.table.slot(str(row))] = True
                 requests.promised[row] = True
         for row in due:

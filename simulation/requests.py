@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,13 +12,15 @@ from scheduling.types import Slo
 from simulation.profiles import Profile
 from simulation.workload import Workload
 
-NOWHERE = -1
+NOWHERE, IN_TRANSIT = -1, -2
+"""In place of a replica's index: on none, and with a prefill half on one and a place on another."""
 
 
 @dataclass(slots=True)
 class Requests:
     """Columns by workload row.
 
+    ttft_s and all due times are the engine's: relay_s, which tokens take to the client, is off them already.
     times holds the tokens of row i at offsets[i] .. offsets[i] + produced[i]. late: some token certainly came after
     it was due (strict). promised: told "standard" at some time. cached: prompt tokens found in a prefix cache.
     """
@@ -38,10 +40,11 @@ class Requests:
     replica: IntArray
     preemptions: IntArray
     cached: IntArray
+    relay_s: float = 0.0
 
     @staticmethod
-    def of(workload: Workload, profile: Profile) -> Requests:
-        """Nothing has arrived yet."""
+    def of(workload: Workload, profile: Profile, relay_s: float = 0.0) -> Requests:
+        """Nothing has arrived yet; relay_s: what the controller takes off every deadline."""
         count = len(workload)
         prompts, inverse = np.unique(workload.prompt_tokens, return_inverse=True)
         zero_load = np.array([profile.zero_load_prefill_s(int(p)) for p in prompts])[inverse]
@@ -60,7 +63,7 @@ class Requests:
         return Requests(
             workload=workload,
             arrival_s=workload.arrival_s.copy(),
-            ttft_s=ttft,
+            ttft_s=ttft - relay_s,
             tpot_s=tpot,
             thinking_tpot_s=thinking,
             max_output=max_output,
@@ -73,14 +76,20 @@ class Requests:
             replica=np.full(count, NOWHERE, np.int64),
             preemptions=np.zeros(count, np.int64),
             cached=np.zeros(count, np.int64),
+            relay_s=relay_s,
         )
 
     def slo(self, row: int) -> Slo:
-        """The request's SLO."""
+        """The request's SLO, as the engine must keep it."""
         thinks = self.workload.thinking_tokens[row] > 0
         return Slo(
             float(self.ttft_s[row]), float(self.tpot_s[row]), float(self.thinking_tpot_s[row]) if thinks else None
         )
+
+    def owed(self, row: int) -> Slo:
+        """The request's SLO, as its client is owed it."""
+        slo = self.slo(row)
+        return replace(slo, ttft_s=slo.ttft_s + self.relay_s)
 
     def token_times(self, row: int) -> FloatArray:
         """When each output token so far came."""

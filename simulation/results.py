@@ -77,7 +77,7 @@ def scores(cluster: Cluster) -> pd.DataFrame:
         thinking = max(0, int(workload.thinking_tokens[row]) - 1)
         times = requests.token_times(row)
         result = score(
-            float(requests.arrival_s[row]), times, requests.slo(row), thinking, complete=bool(requests.finished[row])
+            float(requests.arrival_s[row]), times, requests.owed(row), thinking, complete=bool(requests.finished[row])
         )
         rows.append(
             (
@@ -99,7 +99,7 @@ def scores(cluster: Cluster) -> pd.DataFrame:
     table.insert(3, "prompt_tokens", workload.prompt_tokens)
     table.insert(4, "output_tokens", workload.output_tokens)
     table.insert(5, "cached_tokens", requests.cached)
-    table["slo_ttft_s"] = requests.ttft_s
+    table["slo_ttft_s"] = requests.ttft_s + requests.relay_s
     table["slo_tpot_s"] = requests.tpot_s
     table["promised"] = requests.promised
     table["preemptions"] = requests.preemptions

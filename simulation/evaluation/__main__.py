@@ -1,8 +1,11 @@
 """`python -m simulation.evaluation`: regenerate docs/evaluation.md and its figures.
 
-Every run is kept in the cache, so an interrupted evaluation goes on where it stopped, and a change of one policy
-costs only that policy's runs. Rows already computed are kept in docs/evaluation.json, each written as soon as it is
-known: `--only NAME` renews one section, `--render` writes the document from what there is.
+Every run is kept in the cache, and every row in docs/evaluation.json as soon as it is known, with digests of what it
+depends on: its configuration, the code of its policy, and the code of the simulator. An interrupted evaluation goes on
+where it stopped. Rows that still hold are left alone; missing ones and those of a changed policy are computed first,
+section after section, and then those that only the simulator's code has made older (`--policy NAME` limits both).
+`--only NAME` is for one section, `--again` computes what holds once more, `--render` writes the document from what
+there is.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from pathlib import Path
 
 from simulation.cache import DEFAULT_DIR
 from simulation.evaluation import document, published
-from simulation.evaluation.book import Book
+from simulation.evaluation.book import Book, Stale, stale
 from simulation.evaluation.bursts import burst_figure
-from simulation.evaluation.jobs import Effort, Figures, Search, Task, perform
+from simulation.evaluation.jobs import Effort, Figures, Search, Task, made_of, perform
 from simulation.evaluation.sections import SECTIONS, Job, Scope, stages
 from simulation.parallel import cores, run_all
 from simulation.scenarios.sources import SLICE_S
@@ -28,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m simulation.evaluation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small grid on short slices, to see that all works")
     parser.add_argument("--only", action="append", choices=NAMES, help="compute these sections")
+    parser.add_argument("--again", action="store_true", help="compute rows again that still hold")
     parser.add_argument("--render", action="store_true", help="compute nothing, write the document from what is known")
     parser.add_argument("--data", help="folder with the public workload files; fitted distributions without it")
     parser.add_argument("--out", type=Path, help="folder of evaluation.md; default: docs, .slos/evaluation for --quick")
@@ -49,27 +53,33 @@ def main() -> None:
         effort = Effort(given.data, given.cache, slice_s=40.0, tolerance=0.25, processes=given.processes)
     book = Book(out)
     plan = [(n, s) for n, s in stages(scope) if n in (given.only or (QUICK if given.quick else NAMES))]
-    for name, part in [] if given.render else plan:
-        if name == "burst":
-            book.replace(
-                name, burst_figure(part, effort, book.known.get("capacity", []), out / "figures" / "burst.svg")
-            )
-        elif name == "published":
-            book.replace(name, published.rows(500 if given.quick else 4000))
-        else:
-            fill(book, name, SECTIONS[name](part, book.known), effort)
-        document.write(book.known, out)
+    rounds = [{*Stale}] if given.again else [{Stale.UNKNOWN}, {Stale.SIMULATOR}]
+    for number, renewed in enumerate([] if given.render else rounds):
+        for name, part in plan:
+            if name in SECTIONS:
+                fill(book, name, SECTIONS[name](part, book.known), effort, renewed)
+            elif number == 0 and name == "burst":
+                book.replace(
+                    name, burst_figure(part, effort, book.known.get("capacity", []), out / "figures" / "burst.svg")
+                )
+            elif number == 0:
+                book.replace(name, published.rows(500 if given.quick else 4000))
+            document.write(book.known, out)
     document.write(book.known, out)
 
 
-def fill(book: Book, name: str, jobs: list[Job], effort: Effort) -> None:
-    """Compute a section's rows; each is kept as soon as it is known."""
+def fill(book: Book, name: str, jobs: list[Job], effort: Effort, renewed: set[Stale]) -> None:
+    """Compute a section's rows that are as stale as one of these; each is kept as soon as it is known."""
     how = {"slice_s": effort.slice_s, "tolerance": effort.tolerance, "public_data": bool(effort.data)}
+    known = book.known.get(name, [])
+    made = [made_of(job.work, effort) for job in jobs]
+    wanted = [k for k, job in enumerate(jobs) if stale(known, job.row, made[k]) in renewed]
 
     def keep(index: int, figures: Figures) -> None:
-        book.add(name, {**jobs[index].row, **how, **figures})
+        number = wanted[index]
+        book.add(name, {**jobs[number].row, **how, **figures, "made_of": made[number]})
 
-    tasks = [Task(job.work, effort) for job in jobs]
+    tasks = [Task(jobs[number].work, effort) for number in wanted]
     if tasks:
         run_all(perform, tasks, name, _name, effort.processes, effort.quiet, keep)
 

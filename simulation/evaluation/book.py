@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from simulation.evaluation.jobs import Figures
 
-CELL = ("policy", "profile", "scenario", "asked_replicas", "seed", "changes", "variant", "noise", "margin", "routing")
+CELL = (
+    *("policy", "profile", "scenario", "asked_replicas", "seed"),
+    *("changes", "variant", "noise", "margin", "routing", "fleet"),
+)
 """What tells the rows of a section apart."""
+
+
+class Stale(Enum):
+    """How much of what a row depends on has changed; UNKNOWN: there is none, or its run or policy is another one."""
+
+    NO = "no"
+    SIMULATOR = "only the simulator"
+    UNKNOWN = "unknown"
 
 
 class Book:
@@ -32,6 +44,15 @@ class Book:
         staging = self._path.with_suffix(".tmp")
         staging.write_text(json.dumps(self.known, indent=None, separators=(",", ":")).replace("},{", "},\n{") + "\n")
         staging.rename(self._path)
+
+
+def stale(known: Sequence[Figures], row: Figures, made_of: Mapping[str, str]) -> Stale:
+    """Whether the known row of a cell still holds, given what its figures would be made of now."""
+    cell = _cell(row)
+    old: Mapping[str, str] = next((k.get("made_of", {}) for k in known if _cell(k) == cell), {})
+    if (old.get("run"), old.get("policy")) != (made_of["run"], made_of["policy"]):
+        return Stale.UNKNOWN
+    return Stale.NO if old["simulator"] == made_of["simulator"] else Stale.SIMULATOR
 
 
 def merged(known: Sequence[Figures], new: Sequence[Figures]) -> list[Figures]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from simulation.cache import origin
 from simulation.evaluation import figures
 from simulation.evaluation.jobs import Effort, Figures, Search
 from simulation.evaluation.numbers import capacity_table
@@ -36,8 +38,9 @@ def burst_figure(scope: Scope, effort: Effort, capacities: Sequence[Figures], pa
             "ttft_ms": summary.ttft_ms,
             "tpot_ms": summary.tpot_ms,
             "best_effort_ttft_ms": summary.best_effort_ttft_ms,
+            "made_of": asdict(origin(spec)),
         }
-        for summary, _ in results
+        for spec, (summary, _) in zip(specs, results, strict=True)
     ]
 
 

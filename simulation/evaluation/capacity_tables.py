@@ -50,12 +50,22 @@ def capacity_missing(rows: Rows) -> list[str]:
 
 def one_table(rows: Rows, profile: str, replicas: int) -> str:
     """Capacities of one profile and size, and their ratios."""
-    table = capacity_table(rows, profile, replicas)
-    text = [f"### {profile}, {replicas} replica{'s' if replicas > 1 else ''}\n"]
-    text.append(
-        "Sessions per second and GPU; in brackets the range over seeds; \\*: default configuration, not tuned.\n"
+    return f"### {profile}, {replicas} replica{'s' if replicas > 1 else ''}\n\n" + table_and_ratios(
+        rows, profile, replicas
     )
-    text += _head("scenario")
+
+
+def table_and_ratios(rows: Rows, profile: str, replicas: int | None, sizes: dict[str, int] | None = None) -> str:
+    """Capacities, ratios and geometric means; sizes: GPUs by scenario, where they differ (replicas is None then)."""
+    table = capacity_table(rows, profile, replicas)
+    text = [
+        "Sessions per second and GPU; in brackets the range over seeds; \\*: default configuration, not tuned.\n",
+        *_head("scenario"),
+    ]
+
+    def named(scenario: str) -> str:
+        return f"{scenario} ({sizes[scenario]})" if sizes and scenario in sizes else scenario
+
     for scenario in dict.fromkeys((*PAPER_SCENARIOS, *table)):
         cell = table.get(scenario, {})
         values = []
@@ -64,12 +74,12 @@ def one_table(rows: Rows, profile: str, replicas: int) -> str:
             between = f" ({limits[0]:.2f}-{limits[1]:.2f})" if limits else ""
             untuned = "" if policy not in BASELINES or _tuned(rows, profile, policy, scenario) else " \\*"
             values.append(f"{cell[policy]:.3f}{between}{untuned}" if policy in cell else NOT_RUN)
-        text.append(line([scenario, *values]))
+        text.append(line([named(scenario), *values]))
     text.append(f"\nOver the best of {', '.join(NO_SLO_BASELINES)} (of those that were run):\n")
     text += _head("scenario")
     for scenario in (s for s in dict.fromkeys((*PAPER_SCENARIOS, *table)) if s in table):
         cell = table[scenario]
-        text.append(line([scenario, *(ratio(ratios(cell).get(p, math.nan)) for p in POLICIES)]))
+        text.append(line([named(scenario), *(ratio(ratios(cell).get(p, math.nan)) for p in POLICIES)]))
     means_of = []
     for base, others in (
         ("best of the four", NO_SLO_BASELINES),

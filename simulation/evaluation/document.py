@@ -19,6 +19,8 @@ from simulation.evaluation.capacity_tables import (
     ratio,
 )
 from simulation.evaluation.findings import findings
+from simulation.evaluation.fleet_tables import equal_gpus_section, pairs_section
+from simulation.evaluation.jobs import changed_since
 from simulation.evaluation.numbers import capacity_table, over
 from simulation.evaluation.sections import OURS
 from simulation.scenarios.catalog import PAPER_SCENARIOS
@@ -55,7 +57,7 @@ def write(known: dict[str, Any], out: Path) -> None:
     for name, (title, section) in _SECTIONS.items():
         rows = known.get(name)
         if rows:
-            parts.append(section(rows, out) + _workload(rows))
+            parts.append(section(rows, out) + _workload(rows) + _older(rows))
         else:
             missing.append(f"* {title} (`--only {name}`)")
     missing += capacity_missing(known.get("capacity", []))
@@ -80,6 +82,17 @@ def _workload(rows: Rows) -> str:
         for (data, minutes, step), cells in found.items()
     ]
     return "".join(f"\n{line}\n" for line in lines)
+
+
+def _older(rows: Rows) -> str:
+    """Which rows were made by other code than what there is now."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        what = changed_since(row) if "policy" in row else ""
+        cell = f"{row.get('policy')} in {row.get('scenario')}"
+        if what and cell not in found.setdefault(what, []):
+            found[what].append(cell)
+    return "".join(f"\n*Older than the last change of {what}: {', '.join(cells)}.*\n" for what, cells in found.items())
 
 
 def _at_99(rows: Rows, out: Path) -> str:
@@ -171,13 +184,15 @@ def _published(rows: Rows, out: Path) -> str:
 def _precision(rows: Rows, out: Path) -> str:
     text = [
         f"## Are promises kept? {rows[0]['scenario']} at 95 % of each policy's capacity, noisy step times\n",
-        "Precision: kept of all ever promised. Margin: factor on the planner's predictions.\n",
+        "Precision: kept of all ever promised. Margin: factor on the planner's predictions; learned: as the controller"
+        " does, from the steps and promises of the run itself (its first steps included).\n",
         line(["policy", "noise", "margin", "attained", "precision", "promised"]),
         line(["---"] * 6),
     ]
     for row in rows:
         shares = (f"{row[k]:.2%}" for k in ("attained", "precision", "promised"))
-        text.append(line([row["policy"], f"{row['noise']:.0%}", f"{row['margin']:.1f}", *shares]))
+        margin = row["margin"] if isinstance(row["margin"], str) else f"{row['margin']:.1f}"
+        text.append(line([row["policy"], f"{row['noise']:.0%}", margin, *shares]))
     return "\n".join(text) + "\n"
 
 
@@ -243,6 +258,8 @@ def _routing(rows: Rows, out: Path) -> str:
 
 _SECTIONS: dict[str, tuple[str, Callable[[Any, Path], str]]] = {
     "capacity": ("capacity at 90 %", capacity_section),
+    "equal-gpus": ("everybody on as many GPUs as DistServe", equal_gpus_section),
+    "pairs": ("admission over pairs, and mixed fleets", pairs_section),
     "burst": ("the timeline of a burst", _burst),
     "published": ("a published measurement, simulated", _published),
     "paper": ("the paper's own conditions", _paper),

@@ -26,8 +26,11 @@ SIMULATED = """## What is simulated, what is real
   smooths bursts: whoever reaches a high total rate in coding is then measured on calmer traffic than who does not.
 * DistServe needs two or three GPUs where the others have one. Its rate is per GPU, but its cluster is larger: a burst
   is spread over more GPUs, and its higher total rate brings more copies. In the bursty scenarios its row at one replica
-  is therefore flattered; tables of four replicas compare like with like, and the means over the best co-located
-  baseline leave it out.
+  is therefore flattered; the tables on as many GPUs as its best ratio, and those of four replicas, compare like with
+  like, and the means over the best co-located baseline leave it out.
+* Every transfer of KV has a link to itself, and begins when its whole prompt is computed (a real one sends layer by
+  layer beside the computing, and shares the link). A preempted request is computed again where it decodes.
+* A row that was made by other code than what is there now is named under its table.
 """
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from scheduling.registry import POLICIES
 from simulation import capacity
-from simulation.cache import ResultCache
+from simulation.cache import ENTRY, ResultCache, origin, version
 from simulation.capacity import Goal, Scoring
-from simulation.config import Lengths
+from simulation.config import ClusterConfig, Lengths
 from simulation.evaluation.settings import is_tuned, tuned
 from simulation.run import RunSpec
 from simulation.scenarios.sources import SLICE_S, Part
@@ -31,8 +32,41 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
+class Fleet:
+    """How many replicas only prefill, only decode, and do both."""
+
+    prefill: int
+    decode: int
+    both: int
+
+    @property
+    def replicas(self) -> int:
+        """Replicas in all."""
+        return self.prefill + self.decode + self.both
+
+    def applied(self, cluster: ClusterConfig) -> ClusterConfig:
+        """The cluster with these roles."""
+        apart = self.prefill > 0
+        return replace(
+            cluster,
+            replicas=self.replicas,
+            prefill_replicas=self.prefill,
+            colocated_replicas=self.both if apart else 0,
+        )
+
+    def __str__(self) -> str:
+        if not self.prefill:
+            return f"{self.both} co-located"
+        mixed = f" + {self.both} co-located" if self.both else ""
+        return f"{self.prefill}:{self.decode}{mixed}"
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
-    """One capacity search. changes: fields of ClusterConfig that differ from the default."""
+    """One capacity search. changes: fields of ClusterConfig that differ from the default.
+
+    fleet: roles of the replicas, in place of the policy's own ratio and of `replicas`.
+    """
 
     policy: str
     profile: str
@@ -42,11 +76,13 @@ class Search:
     attainment: float = 0.9
     scoring: Scoring = Scoring.STRICT
     changes: tuple[tuple[str, Any], ...] = ()
+    fleet: Fleet | None = None
 
     @property
     def name(self) -> str:
         """For progress bars."""
-        return f"{self.policy} {self.profile} {self.scenario} x{self.replicas} seed {self.seed}"
+        size = f"x{self.replicas}" if self.fleet is None else str(self.fleet)
+        return f"{self.policy} {self.profile} {self.scenario} {size} seed {self.seed}"
 
     def spec(self, effort: Effort) -> RunSpec:
         """The run to search over, with the policy's best configuration."""
@@ -55,6 +91,8 @@ class Search:
         cluster = tuned(self.policy, self.profile, self.scenario).cluster(self.replicas, **changes)
         if options is not None:
             cluster = replace(cluster, policy_options=options)
+        if self.fleet is not None:
+            cluster = self.fleet.applied(cluster)
         return RunSpec(self.scenario, self.profile, 1.0, cluster, Part.REPORT, effort.data, effort.slice_s)
 
 
@@ -64,6 +102,25 @@ class Probe:
 
     search: Search
     rate_per_gpu: float
+
+
+def made_of(job: Search | Probe, effort: Effort) -> dict[str, str]:
+    """What the figures of a job depend on, as its row says it."""
+    search, goal = (job, "") if isinstance(job, Search) else (job.search, f"{job.rate_per_gpu:.6g}")
+    made = asdict(origin(search.spec(effort)))
+    made["run"] += f"/{search.attainment:g}/{search.scoring}/{effort.tolerance:g}/{goal}"
+    return made
+
+
+def changed_since(row: Figures) -> str:
+    """What code has changed since a row was made; nothing where none has."""
+    made = row.get("made_of")
+    if made is None:
+        return "planner or simulator"
+    policy = row["policy"]
+    if made["policy"] != version(POLICIES.get(policy, policy)):
+        return "its policy"
+    return "" if made["simulator"] == version(ENTRY) else "the simulator"
 
 
 @dataclass(frozen=True, slots=True)

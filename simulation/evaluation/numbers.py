@@ -14,11 +14,11 @@ Table = dict[str, dict[str, float]]
 NO_SLO_BASELINES = ("vllm", "vllm-v1", "sarathi", "distserve")
 
 
-def capacity_table(rows: Rows, profile: str, replicas: int) -> Table:
-    """Capacities of one profile and size."""
+def capacity_table(rows: Rows, profile: str, replicas: int | None) -> Table:
+    """Capacities of one profile and size; None: of rows whose size is the scenario's own."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        if row["profile"] == profile and row["asked_replicas"] == replicas:
+        if row["profile"] == profile and replicas in (None, row["asked_replicas"]):
             values.setdefault(row["scenario"], {}).setdefault(row["policy"], []).append(row["rate_per_gpu"])
     return {s: {p: statistics.fmean(rates) for p, rates in of.items()} for s, of in values.items()}
 
@@ -34,17 +34,21 @@ def ratios(cell: Mapping[str, float]) -> dict[str, float]:
     return {policy: rate / best if best else math.nan for policy, rate in cell.items()}
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    """NaN when there is no value, or one that is not positive."""
+    logs = [math.log(value) if value > 0 else math.nan for value in values]
+    return math.exp(statistics.fmean(logs)) if logs else math.nan
+
+
 def over(table: Table, policy: str, others: Iterable[str], scenarios: Iterable[str]) -> float:
     """Geometric mean of a policy's capacity over the best of others; NaN when a cell is missing or zero."""
     others = tuple(others)
-    logs = []
+    quotients = []
     for scenario in scenarios:
         cell = table.get(scenario, {})
         best = best_of(cell, others)
-        if not best or not cell.get(policy):
-            return math.nan
-        logs.append(math.log(cell[policy] / best))
-    return math.exp(statistics.fmean(logs)) if logs else math.nan
+        quotients.append(cell.get(policy, math.nan) / best if best else math.nan)
+    return geometric_mean(quotients)
 
 
 def spread(rows: Rows, profile: str, policy: str, scenario: str) -> tuple[float, float] | None:

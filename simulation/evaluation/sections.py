@@ -8,7 +8,8 @@ from typing import Any
 
 from simulation.capacity import Scoring
 from simulation.config import Lengths
-from simulation.evaluation.jobs import Figures, Probe, Search
+from simulation.evaluation.jobs import Figures, Fleet, Probe, Search
+from simulation.evaluation.settings import RATIOS, tuned
 from simulation.scenarios.catalog import PAPER_SCENARIOS
 
 OURS = ("slos", "edf-exact", "dp")
@@ -51,6 +52,7 @@ class Job:
             "asked_replicas": search.replicas,
             "seed": search.seed,
             "changes": {k: str(v) for k, v in search.changes},
+            **({} if search.fleet is None else {"fleet": str(search.fleet)}),
             **self.label,
         }
 
@@ -69,6 +71,51 @@ def capacity(scope: Scope, known: Known) -> list[Job]:
         for policy in scope.policies
         for scenario in scope.scenarios
         if seed == 0 or (scenario in THREE_SEEDS and replicas == 1)
+    ]
+
+
+def equal_gpus(scope: Scope, known: Known) -> list[Job]:
+    """Everybody on as many GPUs as DistServe's best ratio needs."""
+    return [
+        Job(Search(policy, profile, scenario, sum(tuned("distserve", profile, scenario).ratio)))
+        for profile in scope.profiles
+        for scenario in scope.scenarios
+        for policy in scope.policies
+    ]
+
+
+PAIRS = tuple(Fleet(prefill, decode, 0) for prefill, decode in RATIOS["distserve"])
+MIXED = (Fleet(1, 1, 1), Fleet(1, 1, 2), Fleet(2, 1, 1))
+COLOCATED = (Fleet(0, 0, 2), Fleet(0, 0, 3))
+
+
+def pairs(scope: Scope, known: Known) -> list[Job]:
+    """Admission over pairs, mixed fleets and co-located ones; prefix cache and session affinity for everybody.
+
+    DistServe may also take prompts in turn, as it does elsewhere: its best row counts.
+    """
+    first = [s for s in scope.scenarios if s == "tool-calling"]
+    affine, in_turn = (("routing", "prefix-affine"),), ()
+    kinds = (
+        ("distserve", PAIRS, affine),
+        ("slos", (*PAIRS, *MIXED, *COLOCATED), affine),
+        ("distserve", PAIRS, in_turn),
+    )
+    return [
+        Job(
+            Search(
+                policy,
+                scope.profiles[0],
+                scenario,
+                fleet.replicas,
+                changes=(("prefix_cache", True), *routing),
+                fleet=fleet,
+            )
+        )
+        for scenario in (*first, *(s for s in scope.scenarios if s not in first))
+        for policy, fleets, routing in kinds
+        for fleet in fleets
+        if policy in scope.policies
     ]
 
 
@@ -91,14 +138,23 @@ def paper(scope: Scope, known: Known) -> list[Job]:
     ]
 
 
+LEARNED = "learned"
+NOISE_AND_MARGIN: tuple[tuple[float, float | str], ...] = (
+    (0.0, 1.0), (0.0, LEARNED),
+    (0.03, 1.0), (0.03, 1.1), (0.03, LEARNED),
+    (0.1, 1.0), (0.1, 1.2), (0.1, LEARNED),
+)  # fmt: skip
+
+
 def precision(scope: Scope, known: Known) -> list[Job]:
-    """Promises kept at 95 % of capacity under noise of step times, with and without margin."""
+    """Promises kept at 95 % of capacity under noise of step times: no margin, a fixed one, a learned one."""
     jobs = []
     scenario = "mixed" if "mixed" in scope.scenarios else scope.scenarios[0]
     for policy in OURS:
         rate = _rate(known.get("capacity", []), policy, scope.profiles[0], scenario)
-        for noise, margin in ((0.0, 1.0), (0.03, 1.0), (0.03, 1.1), (0.1, 1.0), (0.1, 1.2)):
-            search = Search(policy, scope.profiles[0], scenario, changes=(("noise", noise), ("margin", margin)))
+        for noise, margin in NOISE_AND_MARGIN:
+            how = ("learn_margin", True) if margin == LEARNED else ("margin", margin)
+            search = Search(policy, scope.profiles[0], scenario, changes=(("noise", noise), how))
             if rate:
                 jobs.append(Job(Probe(search, 0.95 * rate), {"noise": noise, "margin": margin}))
     return jobs
@@ -117,7 +173,7 @@ ROUTINGS = ("sequential", "round-robin", "feasible-least-loaded", "pack")
 
 def ablations(scope: Scope, known: Known) -> list[Job]:
     """What single ingredients are worth, one replica of the first profile."""
-    from scheduling.batching import BatchSettings
+    from scheduling.batch_settings import BatchSettings
 
     variants = dict(ABLATIONS)
     fixed = BatchSettings(longest_s=0.05, longest_steps=1.0, paces=1.0, shortest_steps=1.0)
@@ -183,6 +239,8 @@ def time_error(scope: Scope, known: Known) -> list[Job]:
 
 SECTIONS: dict[str, Callable[[Scope, Known], list[Job]]] = {
     "capacity": capacity,
+    "equal-gpus": equal_gpus,
+    "pairs": pairs,
     "paper": paper,
     "precision": precision,
     "ablations": ablations,
@@ -202,14 +260,17 @@ def stages(scope: Scope) -> list[tuple[str, Scope]]:
     first, rest = scope.profiles[:1], scope.profiles[1:]
     return [
         ("capacity", replace(scope, profiles=first, replicas=one, seeds=1)),
+        ("equal-gpus", replace(scope, profiles=first)),
         ("burst", scope),
         ("published", scope),
         ("paper", scope),
         ("precision", scope),
+        ("pairs", scope),
         ("capacity", replace(scope, profiles=rest, replicas=one, seeds=1)),
         ("ablations", scope),
         ("capacity", replace(scope, profiles=first, replicas=more, seeds=1)),
         ("capacity", scope),
+        ("equal-gpus", scope),
         ("lengths", scope),
         ("time-error", scope),
         ("capacity-99", scope),
@@ -220,8 +281,6 @@ def stages(scope: Scope) -> list[tuple[str, Scope]]:
 
 
 def _with_drafts(search: Search) -> Search:
-    from simulation.evaluation.settings import tuned
-
     options = tuned(search.policy, search.profile, search.scenario).options
     return replace(search, changes=(*search.changes, ("policy_options", (*options, ("spec_tokens", 4)))))
 

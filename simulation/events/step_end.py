@@ -35,7 +35,7 @@ class StepEnd:
             requests.produced,
         )
         for row in step.finished_rows:
-            cluster.finish(row, now_s)
+            cluster.finish(row, step.replica, now_s)
         if replica.role != "both":
             cluster.transfers.step_ended(step.replica, now_s)
         cluster.boundary(now_s)

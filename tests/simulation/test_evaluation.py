@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from simulation.evaluation import numbers, published
-from simulation.evaluation.book import Book
+from scheduling.registry import POLICIES
+from simulation.cache import ENTRY, modules
+from simulation.evaluation import document, numbers, published
+from simulation.evaluation.__main__ import fill
+from simulation.evaluation.book import Book, Stale, stale
 from simulation.evaluation.capacity_tables import capacity_missing
 from simulation.evaluation.findings import findings
-from simulation.evaluation.sections import SECTIONS, Scope, stages
+from simulation.evaluation.fleet_tables import equal_gpus_section, pairs_section
+from simulation.evaluation.jobs import Effort, Fleet, Probe, Search, made_of
+from simulation.evaluation.sections import SECTIONS, Job, Scope, equal_gpus, pairs, stages
 from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
 
 
@@ -127,3 +132,82 @@ def test_rows_are_kept_at_once_and_replaced_by_cell(tmp_path: Path) -> None:
     assert "three seeds" in missing
     assert "--profile a100-opt-13b-kv --replicas 1" in missing
     assert "--profile a100-opt-7b --replicas 1" not in missing
+
+
+def test_baselines_do_not_depend_on_the_code_of_slos() -> None:
+    ours = {
+        "scheduling/policies/slos.py",
+        "scheduling/admission.py",
+        "scheduling/batching.py",
+        "scheduling/kernels/step.py",
+    }
+    assert ours <= modules(POLICIES["slos"]).keys()
+    for policy in GRIDS:
+        assert not ours & (modules(POLICIES[policy]).keys() | modules(ENTRY).keys()), policy
+
+
+def test_only_rows_that_no_longer_hold_are_computed_again(tmp_path: Path) -> None:
+    effort = Effort(None, str(tmp_path / "cache"), slice_s=10.0, quiet=True)
+    jobs = [Job(Probe(Search(policy, "a100-opt-7b", "chatbot"), 0.5)) for policy in ("vllm-v1", "sarathi")]
+    book = Book(tmp_path)
+    fill(book, "precision", jobs, effort, {Stale.UNKNOWN})
+    rows = book.known["precision"]
+    assert [row["policy"] for row in rows] == ["vllm-v1", "sarathi"]
+    assert [stale(rows, job.row, made_of(job.work, effort)) for job in jobs] == [Stale.NO] * 2
+    assert document._older(rows) == ""
+
+    def mark(policy: str, part: str) -> None:
+        """Let a row look as if other code had made it."""
+        row = next(row for row in book.known["precision"] if row["policy"] == policy)
+        row["made_of"] = {**row["made_of"], part: "another"}
+        row["attained"] = -1.0
+
+    def marked() -> set[str]:
+        return {row["policy"] for row in book.known["precision"] if row["attained"] == -1.0}
+
+    mark("vllm-v1", "policy")
+    mark("sarathi", "simulator")
+    assert "Older than the last change of its policy: vllm-v1 in chatbot." in document._older(book.known["precision"])
+    assert "Older than the last change of the simulator: sarathi in chatbot." in document._older(
+        book.known["precision"]
+    )
+    fill(book, "precision", jobs, effort, {Stale.UNKNOWN})
+    assert marked() == {"sarathi"}
+    fill(book, "precision", jobs, effort, {Stale.SIMULATOR})
+    assert marked() == set()
+    at_another_rate = [Job(Probe(job.search, 0.6)) for job in jobs]
+    assert [stale(rows, j.row, made_of(j.work, effort)) for j in at_another_rate] == [Stale.UNKNOWN] * 2
+    rows_of_before = [{k: v for k, v in row.items() if k != "made_of"} for row in rows]
+    assert stale(rows_of_before, jobs[0].row, made_of(jobs[0].work, effort)) is Stale.UNKNOWN
+    assert "planner or simulator" in document._older(rows_of_before)
+
+
+def test_everybody_gets_the_gpus_of_distserves_best_ratio(tmp_path: Path) -> None:
+    jobs = equal_gpus(Scope(("a100-opt-13b-kv",), ("coding", "mixed")), {})
+    assert {(j.search.scenario, j.search.replicas) for j in jobs} == {("coding", 3), ("mixed", 2)}
+    for job in jobs:
+        cluster = job.search.spec(Effort(None, "")).cluster
+        assert cluster.replicas == job.search.replicas
+    rows = [{**job.row, "rate_per_gpu": 2.0 if job.search.policy == "slos" else 1.0, "tuned": True} for job in jobs]
+    text = equal_gpus_section(rows, tmp_path)
+    assert "| coding (3) |" in text
+    assert "2.00x" in text
+
+
+def test_fleets_of_pairs_are_compared_with_distserve_at_its_best(tmp_path: Path) -> None:
+    jobs = pairs(Scope(("a100-opt-13b-kv",), ("chatbot", "tool-calling")), {})
+    assert jobs[0].search.scenario == "tool-calling"
+    assert all(dict(job.search.changes)["prefix_cache"] for job in jobs)
+    fleets = {(j.search.policy, str(j.search.fleet)) for j in jobs}
+    assert {("distserve", "2:1"), ("slos", "2:1"), ("slos", "1:1 + 1 co-located"), ("slos", "3 co-located")} <= fleets
+    cluster = Search("distserve", "a100-opt-13b-kv", "coding", fleet=Fleet(1, 2, 0)).spec(Effort(None, "")).cluster
+    assert (cluster.replicas, cluster.prefill_replicas, cluster.colocated_replicas) == (3, 1, 0)
+    rates = {("distserve", "1:1"): 1.0, ("distserve", "2:1"): 2.0, ("slos", "2:1"): 3.0}
+    rows = [
+        {**job.row, "rate_per_gpu": rates.get((job.search.policy, str(job.search.fleet)), 0.5)}
+        for job in jobs
+        if job.search.scenario == "tool-calling"
+    ]
+    text = pairs_section(rows, tmp_path)
+    assert "| slos | 2:1 | 1.50x | 1.50x |" in text
+    assert "| slos | 1:1 | 0.25x | 0.25x |" in text

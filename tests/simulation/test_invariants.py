@@ -30,12 +30,14 @@ def configurations(draw: st.DrawFn) -> ClusterConfig:
             st.builds(Failure, st.integers(0, replicas - 1), st.floats(0.01, 20.0), st.floats(0.1, 5.0)), max_size=2
         )
     )
+    learns = draw(st.booleans())
     return ClusterConfig(
         policy=draw(st.sampled_from(POLICIES)),
         replicas=replicas,
         lengths=draw(st.sampled_from(Lengths)),
         noise=draw(st.sampled_from([0.0, 0.03, 0.2])),
-        margin=draw(st.sampled_from([1.0, 1.1])),
+        margin=1.0 if learns else draw(st.sampled_from([1.0, 1.1])),
+        learn_margin=learns,
         time_error=draw(st.sampled_from([0.0, -0.1, 0.2])),
         prefix_cache=draw(st.booleans()),
         speculation=draw(st.booleans()),
