@@ -6,26 +6,31 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import common, render
 
-NAMES = ("planner", "step-scheduler", "overhead", "slo", "policies", "validity", "kv-transfer")
+NAMES = ("planner", "step-scheduler", "overhead", "slo", "policies", "validity", "kv-transfer", "disaggregated")
 QUICK_RESULTS = Path(".slos/bench")
 _TIMEOUT_S = 7200.0
 
 
 def run(name: str, quick: bool) -> dict[str, Any]:
     """Run one benchmark in a process of its own; RuntimeError when it fails."""
-    arguments = ["--quick"] if quick else []
-    command = [sys.executable, "-m", f"benchmarks.{name.replace('-', '_')}", "--json", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"benchmark {name} exited with {done.returncode}; its lines above say why")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    with tempfile.TemporaryDirectory(prefix="slos-bench-") as folder:
+        # By a file: libraries write to standard output too, and hours of measurements must not be lost for a line.
+        out = Path(folder) / "result.json"
+        command = [sys.executable, "-m", f"benchmarks.{name.replace('-', '_')}", "--out", str(out)]
+        done = subprocess.run(
+            [*command, "--quick"] if quick else command, stdout=sys.stderr, timeout=_TIMEOUT_S, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"benchmark {name} exited with {done.returncode}; its lines above say why")
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         begin = time.monotonic()
         try:
             whole = run(name, given.quick)
-        except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
             print(f"error: {error}", file=sys.stderr)
             failed.append(name)
             continue

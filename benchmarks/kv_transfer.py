@@ -1,159 +1,116 @@
-"""Bytes per second of the KV exchange against the raw link, measured in turn in one run.
+"""Bytes per second of the KV exchange against the raw link, and how much of it hides behind compute, in one run.
 
-Two processes hold KV caches of the shape of SmolLM2-135M (30 layers, 3 KV heads of 64, float16, blocks of 128 tokens:
-about 23 KB per token). "raw" is one send and receive of the same bytes, contiguous, over a process group made the same
-way; "exchange" is offer, gather, send, scatter and the end told to both sides. Ratios are of medians.
+"raw" is one send and receive of the same bytes, contiguous, over a process group made the same way; "exchange" is
+offer, gather, send, scatter and the end told to both sides, between idle engines. They take turns; ratios are of
+medians.
+
+"Hidden" is the part of a transfer that a prompt does not wait for when each layer's KV leaves while the next layer is
+computed: the matrix products of the model's layers are computed in chunks of 256 tokens, alone, with the transfer
+after them, and with the transfer beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
 import sys
-import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from benchmarks import common
-from engine.kv import link as links
-from engine.kv.config import Identity, KvConfig, TransferKey
-from engine.kv.endpoint import KvEndpoint
+from benchmarks.kv_pair import BLOCK_TOKENS, KvPair, kv_pair
+from engine.kv.config import KvConfig
 
-LAYERS, KV_HEADS, BLOCK_TOKENS, HEAD_DIM = 30, 3, 128, 64
-BLOCKS = 128
-TIMEOUT_S = 20.0
+_WARM_UP = 2
 
 
-def _caches(device: torch.device) -> list[torch.Tensor]:
-    shape = (BLOCKS, KV_HEADS, BLOCK_TOKENS, 2 * HEAD_DIM)
-    return [torch.rand(shape, device=device).to(torch.float16) for _ in range(LAYERS)]
+def _medians(ways: Mapping[str, Callable[[int], float]], blocks: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each way of moving so many blocks; the ways take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + _WARM_UP):
+        for name, way in ways.items():
+            taken_s = way(blocks)
+            if turn >= _WARM_UP:
+                seconds[name].append(taken_s)
+    return {name: common.median(values) for name, values in seconds.items()}
 
 
-def _await(endpoint: KvEndpoint, key: TransferKey) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        ended = endpoint.poll()
-        if key in ended.received or key in ended.sent:
-            return
-        if ended.receive_failed or ended.send_failed:
-            raise RuntimeError(f"transfer failed: {ended}")
-        time.sleep(100e-6)
-    raise TimeoutError(f"transfer {key} did not end within {TIMEOUT_S} s")
-
-
-def _consumer(pipe: Connection, backend: str, device_name: str, message_bytes: int) -> None:
-    torch.set_num_threads(1)
-    device = torch.device(device_name)
-    config = KvConfig(backend=backend, message_bytes=message_bytes)
-    endpoint = KvEndpoint(_caches(device), BLOCKS, Identity("consumer", "bench"), config)
-    store = links.open_store("127.0.0.1", config.connect_timeout_s)
-    pipe.send((endpoint.address, store.port))
-    link = links.make_link(store, links.CONSUMER, links.resolve_backend(config, device), "127.0.0.1", config)
-    while (order := pipe.recv()) is not None:
-        kind, name, blocks = order
-        if kind == "raw":
-            buffer = torch.empty(blocks * LAYERS * endpoint.layout.block_bytes, dtype=torch.uint8, device=device)
-            pipe.send("ready")
-            link.receive(buffer).wait()
-        else:
-            key = TransferKey(name, 0)
-            endpoint.expect(key, torch.randperm(BLOCKS)[:blocks].tolist(), 0)
-            pipe.send("ready")
-            _await(endpoint, key)
-        pipe.send("done")
-    endpoint.close()
-
-
-def measure(tokens: list[int], rounds: int, backend: str, device_name: str, message_bytes: int) -> dict[str, Any]:
-    """Run both processes and return the figures: seconds and bytes per second, medians of the rounds."""
-    torch.set_num_threads(1)
-    device = torch.device(device_name)
-    config = KvConfig(backend=backend, message_bytes=message_bytes)
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=_consumer, args=(theirs, backend, device_name, message_bytes), daemon=True)
-    process.start()
-    results = []
-    try:
-        if not pipe.poll(60):
-            raise TimeoutError("the consumer process did not start within 60 s")
-        address, port = pipe.recv()
-        store = links.join_store("127.0.0.1", port, config.connect_timeout_s)
-        link = links.make_link(store, links.PRODUCER, links.resolve_backend(config, device), "127.0.0.1", config)
-        endpoint = KvEndpoint(_caches(device), BLOCKS, Identity("producer", "bench"), config)
-        for count in tokens:
-            blocks = -(-count // BLOCK_TOKENS)
-            size = blocks * LAYERS * endpoint.layout.block_bytes
-            raw_data = torch.zeros(size, dtype=torch.uint8, device=device)
-            seconds: dict[str, list[float]] = {"raw": [], "exchange": []}
-            for turn in range(rounds + 2):
-                for kind in seconds:
-                    key = TransferKey(f"{count}-{turn}", 0)
-                    pipe.send((kind, key.transfer_id, blocks))
-                    pipe.recv()
-                    start = time.perf_counter()
-                    if kind == "raw":
-                        link.send(raw_data).wait()
-                    else:
-                        endpoint.offer(key, address)
-                        endpoint.grow(key, torch.randperm(BLOCKS)[:blocks].tolist(), blocks)
-                        for layer in range(LAYERS):
-                            endpoint.computed(key, layer, blocks)
-                    pipe.recv()
-                    elapsed = time.perf_counter() - start
-                    if kind == "exchange":
-                        _await(endpoint, key)
-                    if turn >= 2:
-                        seconds[kind].append(elapsed)
-            raw_s, exchange_s = statistics.median(seconds["raw"]), statistics.median(seconds["exchange"])
-            results.append(
-                {
-                    "tokens": count,
-                    "bytes": size,
-                    "raw_s": raw_s,
-                    "exchange_s": exchange_s,
-                    "raw_bytes_per_s": size / raw_s,
-                    "exchange_bytes_per_s": size / exchange_s,
-                    "ratio": raw_s / exchange_s,
-                }
-            )
-        pipe.send(None)
-        endpoint.close()
-        process.join(TIMEOUT_S)
-    finally:
-        if process.is_alive():
-            process.kill()
+def against_raw(pair: KvPair, tokens: int, rounds: int) -> dict[str, Any]:
+    """Bytes per second of the exchange and of the raw link for a prompt of this length."""
+    blocks = -(-tokens // BLOCK_TOKENS)
+    found = _medians({"raw": pair.raw, "exchange": pair.exchange}, blocks, rounds)
+    size = blocks * pair.block_bytes
     return {
-        "backend": links.resolve_backend(config, device),
-        "device": device_name,
-        "message_bytes": message_bytes,
-        "rows": results,
+        "tokens": tokens,
+        "bytes": size,
+        "raw_s": found["raw"],
+        "exchange_s": found["exchange"],
+        "raw_bytes_per_s": size / found["raw"],
+        "exchange_bytes_per_s": size / found["exchange"],
+        "ratio": found["raw"] / found["exchange"],
     }
+
+
+def behind_compute(pair: KvPair, tokens: int, rounds: int) -> dict[str, Any]:
+    """How long a prompt of this length waits for its transfer once it is computed, sent at its end or layer-wise."""
+    blocks = -(-tokens // BLOCK_TOKENS)
+    ways = {"compute": pair.compute, "after": pair.compute_then_send, "beside": pair.compute_and_send}
+    found = _medians(ways, blocks, rounds)
+    after_s, beside_s = found["after"] - found["compute"], found["beside"] - found["compute"]
+    return {
+        "tokens": tokens,
+        "compute_s": found["compute"],
+        "waits_at_end_s": after_s,
+        "waits_layer_wise_s": beside_s,
+        "hidden": 1.0 - beside_s / after_s,
+    }
+
+
+def measure(
+    tokens: Sequence[int], rounds: int, compute_rounds: int, device_name: str, config: KvConfig
+) -> dict[str, Any]:
+    """Run both processes and return the figures, a row per length of prompt."""
+    with kv_pair(device_name, config) as pair:
+        return {
+            "backend": pair.backend,
+            "device": device_name,
+            "message_bytes": config.message_bytes,
+            "rows": [against_raw(pair, count, rounds) for count in tokens],
+            "behind_compute": [behind_compute(pair, count, compute_rounds) for count in tokens[:1] if compute_rounds],
+        }
 
 
 def show(whole: common.Result) -> None:
     """Print the result for people."""
+    result = whole["result"]
     columns = ("tokens", "MB", "raw, MB/s", "exchange, MB/s", "exchange against raw")
     table = Table(*columns, title="KV transfer", title_justify="left")
-    for row in whole["result"]["rows"]:
+    for row in result["rows"]:
         rates = (f"{row[side] / 1e6:.0f}" for side in ("raw_bytes_per_s", "exchange_bytes_per_s"))
         table.add_row(str(row["tokens"]), f"{row['bytes'] / 1e6:.1f}", *rates, f"{row['ratio']:.2f}")
     common.console().print(table)
+    for row in result["behind_compute"]:
+        common.console().print(
+            f"{row['tokens']} tokens, computed in {row['compute_s'] * 1e3:.0f} ms: sent at the end they wait "
+            f"{row['waits_at_end_s'] * 1e3:.1f} ms, layer by layer {row['waits_layer_wise_s'] * 1e3:.1f} ms; "
+            f"{row['hidden']:.0%} hidden"
+        )
 
 
 def _measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    rounds = 3 if given.quick else given.rounds
-    result = measure(given.tokens, rounds, given.backend, given.device, given.message_bytes)
-    return {"rounds": rounds}, result
+    rounds, compute_rounds = given.rounds, given.compute_rounds
+    if given.quick:
+        rounds, compute_rounds = min(rounds, 3), min(compute_rounds, 1)
+    config = KvConfig(backend=given.backend, message_bytes=given.message_bytes)
+    result = measure(given.tokens, rounds, compute_rounds, given.device, config)
+    return {"rounds": rounds, "compute_rounds": compute_rounds}, result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096], help="lengths of prompts")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compute-rounds", type=int, default=5, help="for the time hidden behind compute; 0: none")
     parser.add_argument("--backend", choices=("auto", "gloo", "nccl"), default="auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0 ...")
     parser.add_argument("--message-bytes", type=int, default=KvConfig().message_bytes)

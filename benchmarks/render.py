@@ -119,22 +119,32 @@ def planner(result: dict[str, Any]) -> str:
         if section == "step" or section.startswith(("admission ", "place "))
         for name, found in figures.items()
     ]
+    worth = [
+        (
+            name,
+            str(found["bursts"]),
+            _percent(found["share_of_unlimited"]),
+            _percent(found["greedy_share_of_unlimited"]),
+            _percent(found["ran_out"]),
+        )
+        for name, found in result["labels"].items()
+    ]
     return (
         f"{_table(('what', 'p99, ms', 'goal, ms', 'reached'), goals)}\n\nAll of them:\n\n"
-        f"{_table(('what', 'case', 'decisions', 'p50, ms', 'p99, ms', 'max, ms'), rows)}"
+        f"{_table(('what', 'case', 'decisions', 'p50, ms', 'p99, ms', 'max, ms'), rows)}\n\n"
+        "Value of what is admitted, as a share of what unlimited labels (8,192) would admit:\n\n"
+        f"{_table(('case', 'bursts', 'default labels', 'greedy by deadline', 'labels ran out'), worth)}"
     )
 
 
 def step_scheduler(result: dict[str, Any]) -> str:
     """One row per number of running requests."""
-    head = ("", "vLLM p50, ms", "p99", "step scheduler p50, ms", "p99", "added p50, ms", "p99")
-    rows = [
-        (
-            name,
-            *(f"{row[part][q]:.3f}" for part in ("vllm_ms", "step_scheduler_ms", "added_ms") for q in ("p50", "p99")),
-        )
-        for name, row in result.items()
-    ]
+    head = (
+        *("", "vLLM p50, ms", "p99", "step scheduler p50, ms", "p99"),
+        *("added p50, ms", "p99", "added to the plain one p50, ms", "p99", "own code p50, ms", "p99"),
+    )
+    sides = ("vllm_ms", "step_scheduler_ms", "added_ms", "added_to_plain_ms", "own_code_ms")
+    rows = [(name, *(f"{row[side][q]:.3f}" for side in sides for q in ("p50", "p99"))) for name, row in result.items()]
     return _table(head, rows)
 
 
@@ -151,13 +161,47 @@ def kv_transfer(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     head = ("tokens", "MB", f"raw {result['backend']}, MB/s", "exchange, MB/s", "exchange against raw")
-    return _table(head, rows)
+    hidden = [
+        (
+            str(row["tokens"]),
+            f"{row['compute_s'] * 1e3:,.0f}",
+            f"{row['waits_at_end_s'] * 1e3:.1f}",
+            f"{row['waits_layer_wise_s'] * 1e3:.1f}",
+            f"{row['hidden']:.0%}",
+        )
+        for row in result["behind_compute"]
+    ]
+    columns = (
+        "tokens",
+        "compute, ms",
+        "added by sending at the end, ms",
+        "added by sending layer by layer, ms",
+        "hidden",
+    )
+    return f"{_table(head, rows)}\n\nBehind compute:\n\n{_table(columns, hidden)}"
+
+
+def disaggregated(result: dict[str, Any]) -> str:
+    """TTFT of single requests on both, then the sweep."""
+    rows = [
+        (
+            str(row["tokens"]),
+            *(f"{row[side]['p50']:.0f}" for side in ("co_located_ttft_ms", "disaggregated_ttft_ms")),
+            f"{row['added_ttft_ms']['p50']:+.0f}",
+            f"{row['added_ttft_ms']['p90']:+.0f}",
+            f"{row['handovers']} of {row['requests']}",
+        )
+        for row in result["alone"]
+    ]
+    head = ("prompt, tokens", "co-located TTFT p50, ms", "1P1D, ms", "added p50, ms", "p90", "handed over")
+    return f"{_table(head, rows)}\n\nA mixed burst:\n\n{sweep(result)}"
 
 
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "planner": planner,
     "step-scheduler": step_scheduler,
     "kv-transfer": kv_transfer,
+    "disaggregated": disaggregated,
     "overhead": overhead,
     "slo": sweep,
     "policies": sweep,

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from loadtest.own_cluster import OwnCluster, model_folder, own_cluster
 from protos.slos.v1 import admin_pb2, admin_pb2_grpc
 from scheduling.time_model import TimeModel
 
-_STEP_ERROR = "slos:step_time_error_ratio"
+STEP_ERROR = "slos:step_time_error_ratio"
 MARGIN = "slos:time_margin_ratio"
 _LOAD_TIMEOUT_S = 1800.0
 KNEE_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -67,11 +67,17 @@ def knee_rate_per_s(model: TimeModel, workload: Workload, window_tokens: int) ->
 
 
 def run(
-    policies: dict[str, Sequence[str]], workload: Workload, rates: Sequence[float] | None, quick: bool
+    policies: dict[str, Sequence[str]],
+    workload: Workload,
+    rates: Sequence[float] | None,
+    quick: bool,
+    engines: int = 1,
+    first: Callable[[str, OwnCluster], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Rows of (policy, rate) in that order; policies maps a name to arguments of `slosctl up`.
 
-    rates None: multiples of the estimated knee, the same for all policies.
+    rates None: multiples of the estimated knee of so many engines, the same for all policies. first: called with each
+    policy's name and its cluster, before the load.
     """
     rows: list[dict[str, Any]] = []
     engine: dict[str, Any] = {}
@@ -81,7 +87,8 @@ def run(
         for name, arguments in policies.items():
             # One state folder for all: the first cluster's fit of the engine serves the later ones too.
             with own_cluster(Path(folder), (*arguments, *profile), model) as cluster:
-                rates = _sweep(cluster, name, workload, rates, quick, engine, rows)
+                first(name, cluster)
+                rates = _sweep(cluster, name, workload, rates, quick, engines, engine, rows)
     return {"engine": engine, "rates_per_s": list(rates or ()), "rows": rows}
 
 
@@ -91,6 +98,7 @@ def _sweep(
     workload: Workload,
     rates: Sequence[float] | None,
     quick: bool,
+    engines: int,
     engine: dict[str, Any],
     rows: list[dict[str, Any]],
 ) -> Sequence[float]:
@@ -107,7 +115,7 @@ def _sweep(
             "slo_scale": round(slo_scale.scale_for([time_model]), 2),
         }
     if rates is None:
-        full = knee_rate_per_s(time_model, workload, window_tokens)
+        full = engines * knee_rate_per_s(time_model, workload, window_tokens)
         rates = [round(full * share, 3) for share in (KNEE_SHARES[1::2] if quick else KNEE_SHARES)]
         say(f"estimated knee: {full:.2f} sessions/s; rates {rates}")
     for index, rate in enumerate(rates):
@@ -136,10 +144,10 @@ def load(cluster: OwnCluster, workload: Workload, rate: float, seed: int, scale:
 
 
 def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale: float) -> dict[str, Any]:
-    before = prometheus.buckets(prometheus.fetch(cluster.url), _STEP_ERROR)
+    before = prometheus.buckets(prometheus.fetch(cluster.url), STEP_ERROR)
     data = load(cluster, workload, rate, workload.seed + index, scale, cluster.folder / f"load-{index}.json")
     text = prometheus.fetch(cluster.url)
-    errors = prometheus.since(prometheus.buckets(text, _STEP_ERROR), before)
+    errors = prometheus.since(prometheus.buckets(text, STEP_ERROR), before)
     margins = prometheus.values(text, MARGIN)
     return {
         "rate_per_s": rate,

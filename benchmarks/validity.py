@@ -1,8 +1,9 @@
 """How well the simulator predicts the real cluster: the same requests through both.
 
-The real run comes first; the simulator then gets its arrival times and token counts, the engine's fitted time model and
-the margin that the planner used. Both are scored by the same function and reported in the same fields. The simulator
-knows output lengths as the cluster did: the load test's max_tokens is the length.
+The real run comes first; the simulator then gets its arrival times and token counts, the engine's fitted time model,
+how far its steps were off that model and spread about it, and what the planner used: its margin, and the relay time
+that it takes off deadlines. Both are scored by the same function and reported in the same fields. The simulator knows
+output lengths as the cluster did: the load test's max_tokens is the length.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from simulation.workload import Workload, merged, single_stage
 
 ATTAINMENT_POINTS = 5.0
 MEDIAN_SHARE = 0.15
+RELAY = "slos:relay_p99_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +135,42 @@ def compare(real: Figures, simulated: Figures) -> dict[str, Any]:
     }
 
 
-def simulate(records: Sequence[Record], profile: Profile, policy: str, scale: float, margin: float) -> Figures:
-    """Play the real run's requests on virtual time."""
-    config = ClusterConfig(policy=policy, lengths=Lengths.ORACLE, margin=max(1.0, margin))
-    cluster = Cluster(workload_of(records, scale), profile, config)
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How the real engine and its planner were while the load ran.
+
+    off: median of measured over predicted step times; noise: their spread as a standard deviation, relative to off;
+    margin: the planner's factor at the end; relay_s: what it took off deadlines.
+    """
+
+    off: float = 1.0
+    noise: float = 0.0
+    margin: float = 1.0
+    relay_s: float = 0.0
+
+
+def engine_of(errors: prometheus.Buckets, text: str) -> Engine:
+    """Read it from the step errors of the run and from /metrics after it."""
+    p16, p50, p84 = (prometheus.quantile(errors, share) for share in (0.16, 0.5, 0.84))
+    margins, relays = (prometheus.values(text, name) for name in (sweep.MARGIN, RELAY))
+    return Engine(
+        off=p50 if p50 else 1.0,
+        noise=(p84 - p16) / (2 * p50) if p16 and p50 and p84 else 0.0,
+        margin=max(1.0, margins[0]) if margins else 1.0,
+        relay_s=relays[0] if relays else 0.0,
+    )
+
+
+def simulate(records: Sequence[Record], profile: Profile, policy: str, scale: float, engine: Engine) -> Figures:
+    """Play the real run's requests on virtual time; the planner believes the profile, steps take what they took."""
+    config = ClusterConfig(
+        policy=policy,
+        lengths=Lengths.ORACLE,
+        margin=engine.margin,
+        relay_s=engine.relay_s,
+        noise=engine.noise,
+    )
+    cluster = Cluster(workload_of(records, scale), profile, config, steps=profile.time_model.scaled(engine.off))
     cluster.run()
     return simulated_figures(cluster)
 
@@ -159,15 +193,18 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         for index, rate in enumerate(rates):
             common.say(f"{rate:g} sessions/s")
             out = Path(folder) / f"load-{index}.json"
+            before = prometheus.buckets(prometheus.fetch(cluster.url), sweep.STEP_ERROR)
             data = sweep.load(cluster, work, rate, work.seed + index, scale, out)
             records = [Record.from_dict(r) for r in data["records"]]
-            margins = prometheus.values(prometheus.fetch(cluster.url), sweep.MARGIN)
+            text = prometheus.fetch(cluster.url)
+            errors = prometheus.since(prometheus.buckets(text, sweep.STEP_ERROR), before)
+            engine = engine_of(errors, text)
             real = real_figures(records)
-            simulated = simulate(records, profile, given.policy, scale, margins[0] if margins else 1.0)
+            simulated = simulate(records, profile, given.policy, scale, engine)
             rows.append(
                 {
                     "rate_per_s": rate,
-                    "margin": margins[0] if margins else None,
+                    "engine": asdict(engine),
                     "real": real.to_dict(),
                     "simulated": simulated.to_dict(),
                     **compare(real, simulated),

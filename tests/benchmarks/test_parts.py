@@ -129,13 +129,29 @@ def test_the_simulator_gets_the_real_runs_requests_and_reports_the_same_fields(p
     records = real_run()
     profile = profiles.load("a100-opt-7b")
     real = validity.real_figures(records)
-    simulated = validity.simulate(records, profile, policy, scale=1.0, margin=1.0)
+    simulated = validity.simulate(records, profile, policy, 1.0, validity.Engine(noise=0.05, margin=1.1, relay_s=0.01))
     assert set(real.to_dict()) == set(simulated.to_dict())
     assert simulated.requests == simulated.finished == real.finished == len(records)
     assert simulated.prompt_tokens == real.prompt_tokens
     assert simulated.output_tokens == real.output_tokens
     assert simulated.attainment == 1.0
     assert simulated.ttft_p50_ms is not None
+
+
+def test_the_simulator_takes_over_how_far_off_the_engine_was() -> None:
+    records, profile = real_run(), profiles.load("a100-opt-7b")
+    exact = validity.simulate(records, profile, "slos", 1.0, validity.Engine())
+    slower = validity.simulate(records, profile, "slos", 1.0, validity.Engine(off=1.2))
+    assert exact.tpot_p50_ms is not None
+    assert slower.tpot_p50_ms == pytest.approx(1.2 * exact.tpot_p50_ms, rel=0.05)
+    assert slower.attainment <= exact.attainment
+    errors = [(0.9, 0.0), (1.0, 16.0), (1.1, 84.0), (1.2, 100.0), (float("inf"), 100.0)]
+    text = 'slos:time_margin_ratio{replica="r"} 1.25\nslos:relay_p99_seconds 0.02\n'
+    engine = validity.engine_of(errors, text)
+    assert engine.off == pytest.approx(1.05)
+    assert engine.noise == pytest.approx(0.05 / 1.05)
+    assert (engine.margin, engine.relay_s) == (1.25, 0.02)
+    assert validity.engine_of([], "") == validity.Engine()
 
 
 def test_classes_of_the_real_run_keep_their_scaled_slos() -> None:
@@ -200,7 +216,14 @@ def test_the_planners_goals_are_compared_with_what_was_measured() -> None:
     result: dict[str, object] = {
         "admission slos": {"4 tiers, 100+10": {**times, "accepted_mean": 7.0, "labels_max": 9.0}},
         "step": {"64": times},
-        "labels": {"share_of_unlimited": 1.0, "bursts": 10},
+        "labels": {
+            "4 tiers, 100+10": {
+                "share_of_unlimited": 0.999,
+                "greedy_share_of_unlimited": 0.9,
+                "ran_out": 0.25,
+                "bursts": 10,
+            },
+        },
         "targets": {
             "admission 100+10": {"p99_ms": 4.5, "target_ms": 10.0},
             "step 64": {"p99_ms": 4.5, "target_ms": 1.0},
@@ -210,6 +233,7 @@ def test_the_planners_goals_are_compared_with_what_was_measured() -> None:
     assert "| admission 100+10 | 4.500 | 10 | yes |" in text
     assert "| step 64 | 4.500 | 1 | no |" in text
     assert "| admission slos | 4 tiers, 100+10 | 300 | 1.000 | 4.500 | 9.000 |" in text
+    assert "| 4 tiers, 100+10 | 10 | 99.9% | 90.0% | 25.0% |" in text
 
 
 def test_the_documented_numbers_are_those_of_the_stored_results() -> None:

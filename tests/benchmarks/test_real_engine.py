@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kv_transfer, overhead, render, step_scheduler, sweep, validity
+from engine.kv.config import KvConfig
 from engine.vllm.config import VllmConfig
 from loadtest.own_cluster import OwnCluster
 from loadtest.records import Record
@@ -29,7 +30,7 @@ def test_the_simulator_plays_what_the_real_cluster_served(real_cluster: Cluster,
     records = [Record.from_dict(r) for r in data["records"]]
     assert len(records) >= 4
     real = validity.real_figures(records)
-    simulated = validity.simulate(records, profile, "slos", scale=4.0, margin=1.1)
+    simulated = validity.simulate(records, profile, "slos", scale=4.0, engine=validity.Engine(margin=1.1))
     assert real.requests == real.finished == simulated.finished == len(records)
     assert real.prompt_tokens == simulated.prompt_tokens
     assert real.output_tokens == simulated.output_tokens == sum(r.planned_output_tokens for r in records)
@@ -50,14 +51,18 @@ def test_both_sides_of_the_overhead_serve_the_same_bursts(real_cluster: Cluster,
 
 def test_both_schedulers_hold_the_same_requests_and_ours_costs_time(model_folder: Path) -> None:
     row = step_scheduler.added(model_folder, running=8, steps=100, policy="slos")
-    assert 0 < row["vllm_ms"]["p50"] < row["step_scheduler_ms"]["p50"]
+    assert 0 < row["vllm_plain_ms"]["p50"] < row["step_scheduler_ms"]["p50"]
+    assert 0 < row["own_code_ms"]["p50"] < row["step_scheduler_ms"]["p50"]
     assert "8 running" in render.step_scheduler({"8 running": row})
 
 
 def test_a_transfer_is_compared_with_the_raw_link() -> None:
-    result = kv_transfer.measure([256, 1024], rounds=2, backend="auto", device_name="cpu", message_bytes=1 << 20)
+    result = kv_transfer.measure([256, 1024], 2, 1, "cpu", KvConfig())
     assert result["backend"] == "gloo"
     small, large = result["rows"]
     assert large["bytes"] == 4 * small["bytes"]
     assert all(row["raw_bytes_per_s"] > 0 and row["exchange_bytes_per_s"] > 0 for row in result["rows"])
+    (hidden,) = result["behind_compute"]
+    assert hidden["tokens"] == 256
+    assert hidden["compute_s"] > 0
     assert "| 1024 |" in render.kv_transfer(result)
