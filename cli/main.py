@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 import click
 
-from cli.commands import (
-    advise,
-    bench,
-    chat,
-    cluster,
-    explain,
-    profile,
-    replicas,
-    requests,
-    simulate,
-    slo,
-    status,
-    tenants,
-    top,
-)
 from cli.errors import MEANING, CliError, Exit
 from cli.rpc import Target
+
+COMMANDS = {
+    "up": "cli.commands.up",
+    "down": "cli.commands.down",
+    "status": "cli.commands.status",
+    "replicas": "cli.commands.replicas",
+    "advise": "cli.commands.advise",
+    "slo": "cli.commands.slo",
+    "tenants": "cli.commands.tenants",
+    "requests": "cli.commands.requests",
+    "explain": "cli.commands.explain",
+    "chat": "cli.commands.chat",
+    "top": "cli.commands.top",
+    "profile": "cli.commands.profile",
+    "simulate": "cli.commands.simulate",
+    "capacity": "cli.commands.simulate",
+    "bench": "cli.commands.bench",
+}
+"""Name -> module that defines it; imported when it is asked for, since some need the planner and most do not."""
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANING.items())
 
 
+class _Commands(click.Group):
+    """The commands by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click.Group."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click.Group."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": "SLOS"},
     epilog=_EPILOG,
 )
@@ -45,26 +66,6 @@ def cli(context: click.Context, address: str, token: str, tls_ca: str, tls_cert:
     Without --address, commands talk to the cluster started from this folder, else to localhost:9000.
     """
     context.obj = Target(address, token, tls_ca, tls_cert, tls_key)
-
-
-for command in (
-    cluster.up,
-    cluster.down,
-    status.status,
-    replicas.replicas,
-    advise.advise,
-    slo.slo,
-    tenants.tenants,
-    requests.requests,
-    explain.explain,
-    chat.chat,
-    top.top,
-    profile.profile,
-    simulate.simulate,
-    simulate.capacity,
-    bench.bench,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -30,6 +30,14 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def done(as_json: bool, what: str, name: str) -> None:
+    """Say that something was done to what has this name, for example "removed"."""
+    if as_json:
+        print_json({what: name})
+    else:
+        click.echo(f"{name} {what}")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Print a table; numbers right-aligned; the text `empty` when there is no row."""
     cells = [list(row) for row in rows]

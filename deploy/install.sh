@@ -50,10 +50,25 @@ if [ -z "$python" ]; then
 fi
 [ -n "$python" ] || { say "no Python 3.11 or newer found; install one or set PYTHON=/path/to/python3.11" >&2; exit 1; }
 
+# The planner needs three packages of the lock: compiled beside the installation of all others, it costs no time.
+packages_want=$(hash_of "$lock" pyproject.toml deploy/install.sh)
+planner=
+
+compile_planner() {
+    local stamp="$venv/.setup-planner" log="$state/log/setup-planner.log" began=$SECONDS want
+    want=$( (find scheduling -name '*.py' -print0 | sort -z | xargs -0 cat; echo "$packages_want") | hash_of -)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return 0; fi
+    say "compiling the planner (one to two minutes)"
+    "$venv/bin/python" -m scheduling.compile >"$log" 2>&1 || fail "compiling the planner"
+    echo "$want" >"$stamp"
+    say "planner compiled in $((SECONDS - began)) s"
+}
+
+pip_install() { "$venv/bin/python" -m pip install --no-deps --no-input --disable-pip-version-check "$@"; }
+
 # Packages -----------------------------------------------------------------------------------------------------------
 stamp="$venv/.setup-packages"
-want=$(hash_of "$lock" pyproject.toml deploy/install.sh)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
+if [ "$(cat "$stamp" 2>/dev/null)" != "$packages_want" ]; then
     began=$SECONDS
     if ! "$venv/bin/python" -c '' 2>/dev/null; then
         say "creating $venv with $("$python" -V)"
@@ -61,38 +76,32 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     fi
     total=$(grep -c == "$lock")
     say "installing $total packages (log: $log)"
+    if [ "$packages_only" = no ]; then
+        # shellcheck disable=SC2046
+        pip_install --no-compile -q $(grep -E '^(llvmlite|numba|numpy)==' "$lock") >"$log" 2>&1 || fail "installing packages"
+        compile_planner 9>&- &
+        planner=$!
+    fi
     # --no-deps: the lock is complete, and some packages' own requirements are wrong for a CPU (see deploy/lock.py).
     # Python files are compiled on first import instead of here, which halves the time.
-    if ! "$venv/bin/python" -m pip install --no-deps --no-compile --no-input --progress-bar off \
-        --disable-pip-version-check -r "$lock" 2>&1 | tee "$log" | awk -v total="$total" '
+    if ! pip_install --no-compile --progress-bar off -r "$lock" 2>&1 | tee "$log" | awk -v total="$total" '
             /^(Collecting|Processing|Requirement already satisfied)/ { n++; if (n % 25 == 0) { printf "setup:   %d of %d\n", n, total; fflush() } }
             /^Installing collected/ { print "setup:   unpacking"; fflush() }'; then
-        if grep -q 'No matching distribution found for torch==' "$log"; then
+        if grep -qE '(No matching distribution found for|Cannot install) torch==' "$log"; then
             say "pip does not find torch's CPU build. It is on PyTorch's own CPU index: set PIP_EXTRA_INDEX_URL to that" >&2
             say "index (its address stands on pytorch.org under 'Get started', compute platform CPU) and run this again." >&2
             exit 1
         fi
         fail "installing packages"
     fi
-    "$venv/bin/python" -m pip install --no-deps --no-build-isolation --no-input --disable-pip-version-check -q -e . \
-        >>"$log" 2>&1 || fail "installing this project"
-    echo "$want" >"$stamp"
+    pip_install --no-build-isolation -q -e . >>"$log" 2>&1 || fail "installing this project"
+    echo "$packages_want" >"$stamp"
     say "packages installed in $((SECONDS - began)) s"
 fi
 
 [ "$packages_only" = no ] || exit 0
 
 # Planner and model, at the same time --------------------------------------------------------------------------------
-compile_planner() {
-    local stamp="$venv/.setup-planner" log="$state/log/setup-planner.log" began=$SECONDS want
-    want=$(find scheduling -name '*.py' -print0 | sort -z | xargs -0 cat | hash_of - "$venv/.setup-packages")
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return 0; fi
-    say "compiling the planner (about a minute)"
-    "$venv/bin/python" -m scheduling.compile >"$log" 2>&1 || fail "compiling the planner"
-    echo "$want" >"$stamp"
-    say "planner compiled in $((SECONDS - began)) s"
-}
-
 convert_model() {
     local name=smollm2-135m-instruct
     local stamp="$state/models/.setup-$name" log="$state/log/setup-model.log" began=$SECONDS want
@@ -104,8 +113,10 @@ convert_model() {
     say "model ready in $((SECONDS - began)) s"
 }
 
-compile_planner &
-planner=$!
+if [ -z "$planner" ]; then
+    compile_planner 9>&- &
+    planner=$!
+fi
 converted=0
 if [ "$package_set" = cpu ]; then
     (convert_model) || converted=1

@@ -70,10 +70,10 @@ def closure(roots: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Write one lock per set."""
+def main(out: Path = OUT) -> None:
+    """Write one lock per set into a folder."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    OUT.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True)
     for name, extras in SETS.items():
         roots = list(project["dependencies"])
         for extra in extras:
@@ -83,7 +83,7 @@ def main() -> None:
         header = (
             f"# Everything that {', '.join(extras)} need(s); written by deploy/lock.py, installed with --no-deps.\n"
         )
-        (OUT / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
+        (out / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
         print(f"deploy/requirements/{name}.txt: {len(lines)} packages")
 
 

@@ -20,7 +20,7 @@ print('\n'.join(p['dependencies'] + p['optional-dependencies']['gpu-worker'] + [
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
     && python -m scheduling.compile && chmod -R a+rX .
-EXPOSE 50061
+EXPOSE 9100
 ENTRYPOINT ["python", "-m"]
 CMD ["services.decode_worker"]
 
@@ -32,6 +32,6 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -r /tmp/req
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation -e . \
     && python -m scheduling.compile && chmod -R a+rX .
-EXPOSE 50061
+EXPOSE 9100
 ENTRYPOINT ["python", "-m"]
 CMD ["services.decode_worker"]

@@ -12,7 +12,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts about a started engine; lengths in tokens."""
+    """Facts about a started engine; lengths in tokens.
+
+    kv_address: host:port of the KV endpoint, empty where there is none. kv_layout: form of the KV and the way it
+    travels; only engines of which it is the same hand KV over.
+    """
 
     model: str
     kv_blocks: int
@@ -25,6 +29,7 @@ class EngineInfo:
     max_spec_tokens: int = 1
     prefix_caching: bool = True
     kv_address: str = ""
+    kv_layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,9 @@ class TokenLogprob:
 class RequestUpdate:
     """What a step changed for one request; the chosen token leads each position of logprobs.
 
-    finish_reason: "", "stop", "length", "cancelled" or "error" (then error says why).
+    finish_reason: "", "stop", "length", "cancelled" or "error" (then error says why). kv_handle: at the end of a
+    prefill half, what the engine that decodes must be told before it can fetch the KV (hand_over); opaque, and empty
+    where the transport does not need it.
     """
 
     request_id: str
@@ -125,6 +132,7 @@ class RequestUpdate:
     draft_tokens: int = 0
     relegated: bool = False
     kv_recomputed: bool = False
+    kv_handle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +189,13 @@ class Engine(Protocol):
 
     async def cancel(self, request_id: str) -> None:
         """Stop a request and free its KV; its last update has finish_reason "cancelled". Unknown ids are ignored."""
+        ...
+
+    async def hand_over(self, request_id: str, kv_handle: str) -> None:
+        """Tell where the KV of a decode half lies, once its prefill half is done; unknown ids are ignored.
+
+        An engine whose transport has no need of this ignores it.
+        """
         ...
 
     async def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:

@@ -7,24 +7,26 @@ will need when they have grown fits, and all can decode side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from scheduling.batching import BatchSettings, settings_array
-from scheduling.kernels import rollout, rows
-from scheduling.kernels.peak import by_remaining_output
-from scheduling.kernels.promised import keep_promised
-from scheduling.kernels.rows import ABSENT, REM, ROWS
-from scheduling.kernels.search import all_at_once, greedy, label_search
+from scheduling.batch_settings import BatchSettings
+from scheduling.batching import settings_array
+from scheduling.kernels import rollout
+from scheduling.kernels.labels import label_search
+from scheduling.kernels.problem import set_up
+from scheduling.kernels.rows import ROWS
+from scheduling.kernels.search import all_at_once, greedy
+from scheduling.kernels.spare import leaves_enough
 from scheduling.kernels.step import batch_caps
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits
 
 
-@dataclass(frozen=True, slots=True)
-class Newcomer:
+class Newcomer(NamedTuple):
     """A request that asks for a promise: a new one, or a best-effort resident that could be promoted.
 
     rem: prompt tokens to compute (0 when it decodes already); due_s: when its next token is due; ctx: tokens
@@ -101,7 +103,7 @@ def newcomers_of(
 
 @dataclass(slots=True)
 class Problem:
-    """One replica's residents and the newcomers, ready for the kernels; `items` index the newcomers' columns."""
+    """One replica's residents and the newcomers, ready for the kernels; items: the newcomers' columns, ascending."""
 
     now_s: float
     newcomers: list[Newcomer]
@@ -131,6 +133,35 @@ class Problem:
             *self._engine(),
         )
 
+    def only(self, items: BoolArray) -> Problem:
+        """The same problem with these newcomers alone."""
+        return replace(
+            self,
+            newcomers=[new for new, yes in zip(self.newcomers, items, strict=True) if yes],
+            items=self.items[items],
+            item_rem=self.item_rem[items],
+            item_value=self.item_value[items],
+            item_position=self.item_position[items],
+        )
+
+    def leaves_enough(self, worth: FloatArray, prompts: FloatArray, shares: FloatArray, all_done_s: float) -> BoolArray:
+        """Which newcomers leave enough free for requests to come: see kernels.spare."""
+        return leaves_enough(
+            self.state,
+            len(self.residents),
+            worth,
+            prompts,
+            self.order,
+            self.now_s,
+            self.rank,
+            self.items,
+            self.item_rem,
+            self.item_value,
+            shares,
+            all_done_s,
+            *self._engine(),
+        )
+
     def feasible(self, chosen: BoolArray) -> bool:
         """Whether the oracle holds the set feasible."""
         return self.check(chosen)[0] == rollout.FEASIBLE
@@ -152,8 +183,11 @@ class Problem:
             *self._engine(),
         )
 
-    def label_search(self, max_labels: int) -> tuple[BoolArray, float, int, bool]:
-        """Label search; (accepted, value, labels used, whether they ran out)."""
+    def label_search(self, max_labels: int, beat: float = -1.0) -> tuple[BoolArray, float, int, bool]:
+        """Most valuable set worth more than `beat`; (accepted, value, labels used, whether they ran out).
+
+        Nobody and `beat` when no better one was found.
+        """
         return label_search(
             self.state,
             self.order,
@@ -164,6 +198,7 @@ class Problem:
             self.item_value,
             self.item_position,
             max_labels,
+            beat,
             *self._engine(),
         )
 
@@ -193,51 +228,37 @@ def build(
 
     best_effort_floor: while best-effort work is resident, promises may use this much less of the engine's time.
     """
-    used = table.high_water
-    active = table.active[:used]
-    # Writable in every case: numba compiles a kernel once more for read-only arrays.
-    lines = model.array.copy()
-    if best_effort_floor > 0.0 and bool((active & ~table.standard[:used]).any()):
-        lines /= 1.0 - best_effort_floor
-    load = np.empty(lines.shape[0])
-    residents, kept, _ = keep_promised(
+    ordered = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
+    columns = np.array([(new.rem, new.due_s, new.pace_s, new.ctx, new.out) for new in ordered], dtype=np.float64)
+    residents, state, order, rank, items, item_rem, item_position, held_blocks, best_effort = set_up(
         table.ints,
         table.floats,
         table.flags,
-        used,
+        table.high_water,
         now_s,
         model.array / model.margin,
         float(limits.max_batch_tokens),
-        load,
+        columns.reshape(-1, ROWS),
     )
-    ordered = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
-    n, count = len(residents), len(ordered)
-    state = np.empty((ROWS, n + count))
-    state[:, :n] = kept
-    if count:
-        state[:, n:] = np.array([(new.rem, new.due_s, new.pace_s, new.ctx, new.out) for new in ordered]).T
-    item_rem = state[REM, n:].copy()
-    order, m = rows.prefill_order(state, n + count, 0)
-    order = order[:m]
-    position = np.full(n + count, -1, dtype=np.int64)
-    position[order] = np.arange(m)
-    state[REM, n:] = ABSENT
-    capacity = float(free_blocks + int(table.kv_blocks[:used][active].sum()))
+    # Writable in every case: numba compiles a kernel once more for read-only arrays.
+    lines = model.array.copy()
+    if best_effort_floor > 0.0 and best_effort:
+        lines /= 1.0 - best_effort_floor
     return Problem(
         now_s=now_s,
         newcomers=ordered,
         residents=residents,
         state=state,
         order=order,
-        rank=by_remaining_output(state, n + count),
-        items=np.arange(n, n + count),
+        rank=rank,
+        items=items,
         item_rem=item_rem,
         item_value=np.array([new.value for new in ordered], dtype=np.float64),
-        item_position=position[n:],
+        item_position=item_position,
         lines=lines,
         caps=batch_caps(lines, settings_array(settings)),
         limits=limits,
-        capacity_blocks=capacity,
+        capacity_blocks=float(free_blocks + held_blocks),
     )
 
 
@@ -250,7 +271,7 @@ def reason(problem: Problem, item: int, verdict: int, bind: int, table: RequestT
     elif bind < n:
         who = f"request {table.request_id(int(problem.residents[bind]))}"
     else:
-        other = problem.newcomers[bind - n]
+        other = problem.newcomers[int(np.searchsorted(problem.items, bind))]
         who = "this request" if other is new else f"request {other.request_id}, due earlier"
     if verdict == rollout.NO_MEMORY:
         blocks = -(-(new.ctx + new.rem + new.out) // problem.limits.block_size)

@@ -10,41 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.kernels.step import plan_step
 from scheduling.policy import BatchPlan
 from scheduling.request_table import FloatArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """What shapes a batch. "Steps" are multiples of the engine's shortest step (one decode alone).
-
-    longest_s, longest_steps: a batch lasts at most the larger of the two; arrivals wait for its end.
-    paces: while something decodes, at most this many times the tightest resident TPOT, but
-    shortest_steps: never less than this many steps.
-    filler_s, filler_steps: batches that exist only for best-effort work last at most the larger of the two.
-    watermark: share of memory that must stay free when a best-effort request starts, so that it is not evicted soon.
-    age_s: the watermark falls to nothing over this waiting time.
-    beside: best-effort work may lengthen a batch of promised work by this share of it at least, while time is left;
-    crowded: share of memory held by promised requests from which that is all. With less it may take as much as in
-    batches of its own; between, in proportion. Where memory binds, a longer step keeps everybody's KV longer.
-    """
-
-    longest_s: float = 0.2
-    longest_steps: float = 6.0
-    paces: float = 2.0
-    shortest_steps: float = 3.0
-    filler_s: float = 0.03
-    filler_steps: float = 1.5
-    watermark: float = 0.2
-    age_s: float = 60.0
-    beside: float = 0.03
-    crowded: float = 0.4
-
-
-DEFAULT_SETTINGS = BatchSettings()
 
 
 @lru_cache(maxsize=64)

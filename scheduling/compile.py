@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from scheduling import registry, routing
 from scheduling.headroom import FEWEST
+from scheduling.kernels.decoded import UNKNOWN, token_each
 from scheduling.policy import ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
@@ -33,13 +36,14 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         )
     table.add("prefill", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1)
     table.add("waiting", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1, standard=False)
-    # Two of ten cannot be served in time: the search over subsets runs out of labels, and Algorithm 1 runs too.
-    candidates = [Candidate(f"{k}", 0.0, 100, Slo(0.5 + 0.1 * k, 0.1), 50, 100) for k in range(8)]
-    candidates += [Candidate(f"{k}", 0.0, 3500, Slo(0.3, 0.05), 50, 100) for k in range(8, 10)]
+    # Not half of them can be served in time: the search over subsets runs out of labels, and Algorithm 1 runs too.
+    candidates = [Candidate(f"{k}", 0.0, 700, Slo(0.5 + 0.01 * k, 0.1), 50, 100) for k in range(24)]
+    candidates.append(Candidate("late", 0.0, 3500, Slo(0.3, 0.05), 50, 100))
     for name in names:
         policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
+    token_each(table.ints, table.floats, np.arange(FEWEST), UNKNOWN)
     view = ReplicaView("replica", table, 4000, _MODEL, _LIMITS)
     for name in routing.ROUTING:
         routing.get(name).order(0.0, candidates[0], [view, view])

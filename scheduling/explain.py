@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.admission import Problem
-from scheduling.kernels.rows import DUE, PACE, REM
+from scheduling.kernels.rows import DUE, EPS, PACE, REM
 from scheduling.kernels.trace import trace_batches
 from scheduling.request_table import BoolArray, FloatArray
 
@@ -43,7 +43,8 @@ def plan_lines(problem: Problem, chosen: BoolArray) -> dict[str, list[float]]:
     times = np.unique(np.concatenate([[0.0], ends, dues]))
     if len(times) > MAX_POINTS:
         times = times[np.linspace(0, len(times) - 1, MAX_POINTS).astype(np.int64)]
-    budget = np.concatenate([[0.0], supply])[np.searchsorted(ends, times, side="right")]
+    # As in the plan itself, a batch that ends on a deadline but for rounding is in time.
+    budget = np.concatenate([[0.0], supply])[np.searchsorted(ends, times + EPS, side="right")]
     order = np.argsort(dues, kind="stable")
     demand = np.concatenate([[0.0], np.cumsum(tokens[order])])[np.searchsorted(dues[order], times, side="right")]
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from scheduling.kernels.decoded import UNKNOWN, token_each
 from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable
 
@@ -36,11 +37,7 @@ def after_step(
             after.tokens_out(slot, 1)
         else:
             after.first_token(slot, end_s)
-    after.generated[decodes] += 1
-    after.context[decodes] = after.prompt_tokens[decodes] + after.generated[decodes] - 1
-    after.remaining_output[decodes] = np.maximum(after.remaining_output[decodes] - 1, 1)
-    after.max_remaining_output[decodes] = np.maximum(after.max_remaining_output[decodes] - 1, 1)
-    after.next_deadline_s[decodes] += after.tpot_s[decodes]
+    token_each(after.ints, after.floats, decodes, UNKNOWN)
     moved = np.concatenate((decodes, plan.prefill_slots))
     needed = np.maximum(-(-after.context[moved] // block), after.kv_blocks[moved])
     free -= int((needed - after.kv_blocks[moved]).sum())

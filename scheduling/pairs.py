@@ -9,9 +9,90 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scheduling.policy import AdmissionPolicy, ReplicaView
+from scheduling.batch_settings import DEFAULT_SETTINGS
+from scheduling.policy import AdmissionPolicy, ReplicaView, RoutingPolicy
 from scheduling.time_model import BatchShape
 from scheduling.types import AdmissionDecision, Candidate
+
+HELD_SHARE = 0.25
+"""Share of the prompt that a worker must hold to be asked before routing has its say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request could run, as indices of views.
+
+    decode produces the tokens; prefill computes the prompt for it, None where decode does so itself.
+    """
+
+    decode: int
+    prefill: int | None = None
+
+    @property
+    def first(self) -> int:
+        """Who computes the prompt."""
+        return self.decode if self.prefill is None else self.prefill
+
+
+def routes(views: Sequence[ReplicaView], linked: Sequence[bool] | None = None) -> tuple[list[Route], list[Route]]:
+    """Return the routes that routing orders, and those that are asked when these decline.
+
+    Co-located replicas stand beside pairs. Each prefill worker is paired with the least loaded decode worker that is
+    not taken yet, and as a second choice with the next one. A worker with one role serves a request alone where it
+    has no counterpart, or when no pair can promise it. linked: who can exchange KV; everybody unless told otherwise.
+    """
+    can = [True] * len(views) if linked is None else linked
+    prefills = [k for k, view in enumerate(views) if view.role == "prefill"]
+    decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: _held(views[k]))
+    can_send, can_take = [k for k in prefills if can[k]], [k for k in decodes if can[k]]
+    wholes = [Route(k) for k, view in enumerate(views) if view.role == "both"]
+    alone = [Route(k) for k in (*decodes, *prefills)]
+    if not can_send or not can_take:
+        return wholes + alone, []
+    pairs = [Route(can_take[index % len(can_take)], k) for index, k in enumerate(can_send)]
+    others = [Route(can_take[(index + 1) % len(can_take)], k) for index, k in enumerate(can_send)]
+    return wholes + pairs, (others[:2] if len(can_take) > 1 else []) + alone[:2]
+
+
+def ask_order(
+    now_s: float,
+    candidate: Candidate,
+    views: Sequence[ReplicaView],
+    ordered: Sequence[Route],
+    last: Sequence[Route],
+    routing: RoutingPolicy,
+) -> list[Route]:
+    """Return the routes in the order in which one candidate asks them.
+
+    Whoever holds a good part of the prompt and can decode is asked first: what is left to compute there is less than
+    what any other worker would have to compute or send. Then comes routing's order, then those that are asked last.
+    """
+    order = [ordered[k] for k in routing.order(now_s, candidate, [views[route.first] for route in ordered])]
+    holders = _holders(candidate, views)
+    found = [Route(k) for k in holders]
+    found += [route for route in (*order, *last) if route not in found]
+    return found
+
+
+def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
+    """Workers that decode in a fleet of pairs and hold a good part of the prompt, the most first."""
+    if all(view.role == "both" for view in views):
+        return []  # routing sees all there is to see
+    held = [
+        (-tokens, k)
+        for k, view in enumerate(views)
+        if view.role != "prefill"
+        and (tokens := view.cached_tokens.get(candidate.request_id, 0)) >= HELD_SHARE * candidate.prompt_tokens
+    ]
+    return [k for _, k in sorted(held)]
+
+
+def _held(view: ReplicaView) -> tuple[float, str]:
+    """Memory that is spoken for: what requests hold, and what they are expected to add."""
+    table, limits = view.table, view.limits
+    used = table.high_water
+    coming = int(table.remaining_output[:used][table.active[:used]].sum()) / limits.block_size
+    return (limits.total_blocks - view.free_blocks + coming) / limits.total_blocks, view.replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +121,19 @@ def next_step_s(view: ReplicaView) -> float:
     requests = int(active.sum()) + 1
     kv_tokens = int(table.context[:used][active].sum())
     return view.model.duration_s(BatchShape(requests, requests, kv_tokens))
+
+
+def taking_in_s(view: ReplicaView) -> float:
+    """How long KV that comes to a replica may wait for its first token, seconds.
+
+    The step that is under way then, which may compute a prompt of its own, and the step that takes the KV in. With
+    half of that, a fifth of the promises over a pair of which both sides also served prompts alone were broken.
+    """
+    table, used = view.table, view.table.high_water
+    tpots_s = table.tpot_s[:used][table.active[:used]]
+    shortest_s = view.model.duration_s(BatchShape(1.0, 1.0))
+    tightest_s = float(tpots_s.min()) if len(tpots_s) else 0.0
+    return DEFAULT_SETTINGS.cap_s(shortest_s, tightest_s) + next_step_s(view)
 
 
 def prefill_candidate(candidate: Candidate, view: ReplicaView, handover_s: float) -> Candidate:
@@ -71,7 +165,7 @@ def decide_pair(
     The prefill side is asked first, since whoever misses there needs no memory on the other side. Leaving out one that
     the decode side declines keeps the rest feasible.
     """
-    step_s = next_step_s(decode)
+    step_s = taking_in_s(decode)
     before = [
         prefill_candidate(candidate, prefill, transfer.duration_s(candidate.prompt_tokens) + step_s)
         for candidate in candidates
@@ -82,7 +176,7 @@ def decide_pair(
     explain: dict[str, object] = {
         "prefill": first.explain,
         "transfer_s": {c.request_id: transfer.duration_s(c.prompt_tokens) for c in candidates},
-        "decode_step_s": step_s,
+        "taking_in_s": step_s,
     }
     wanted = set(first.accepted)
     after = [decode_candidate(candidate) for candidate in candidates if candidate.request_id in wanted]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.batching import DEFAULT_SETTINGS, BatchSettings, settings_array
+from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
+from scheduling.batching import settings_array
 from scheduling.kernels.paper_step import plan_paper_step
 from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable

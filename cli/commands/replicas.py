@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cli.errors import CliError, Exit
-from cli.output import json_option, print_json, print_table, to_dict
+from cli.output import done, json_option, print_json, print_table, to_dict
 from cli.rpc import Connection, Target, connect
 from cli.views import replica_rows
 from protos.slos.v1 import admin_pb2
@@ -94,12 +94,13 @@ def undrain(target: Target, replica: str, as_json: bool) -> None:
 
 @replicas.command()
 @click.argument("replica")
+@json_option
 @click.pass_obj
-def rm(target: Target, replica: str) -> None:
+def rm(target: Target, replica: str, as_json: bool) -> None:
     """Remove a drained or lost replica from the registry."""
     with connect(target) as connection:
         connection.call(connection.admin.RemoveReplica, admin_pb2.ReplicaRequest(replica=replica))
-    click.echo(f"{replica} removed")
+    done(as_json, "removed", replica)
 
 
 @replicas.command("set-role")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.output import json_option, print_json, print_table, to_dict
+from cli.output import done, json_option, print_json, print_table, to_dict
 from cli.rpc import Target, connect
 from cli.views import outcome_text, promise_text, request_rows, result_word
 from protos.slos.v1 import admin_pb2, client_pb2
@@ -55,9 +55,10 @@ def show(target: Target, request_id: str, as_json: bool) -> None:
 
 @requests.command()
 @click.argument("request_id", metavar="REQUEST")
+@json_option
 @click.pass_obj
-def cancel(target: Target, request_id: str) -> None:
+def cancel(target: Target, request_id: str, as_json: bool) -> None:
     """Stop a running request and free what it holds."""
     with connect(target) as connection:
         connection.call(connection.client.Cancel, client_pb2.CancelRequest(request_id=request_id))
-    click.echo(f"{request_id} cancelled")
+    done(as_json, "cancelled", request_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.errors import CliError, Exit
-from cli.output import json_option, print_json, print_table, to_dict
+from cli.output import done, json_option, print_json, print_table, to_dict
 from cli.rpc import Connection, Target, connect
 from protos.slos.v1 import admin_pb2, common_pb2
 
@@ -64,12 +64,13 @@ def set_class(target: Target, /, name: str, as_json: bool, **changes: float | st
 
 @slo.command()
 @click.argument("name")
+@json_option
 @click.pass_obj
-def rm(target: Target, name: str) -> None:
+def rm(target: Target, name: str, as_json: bool) -> None:
     """Remove a class."""
     with connect(target) as connection:
         connection.call(connection.admin.RemoveSloClass, admin_pb2.RemoveSloClassRequest(name=name))
-    click.echo(f"{name} removed")
+    done(as_json, "removed", name)
 
 
 def _list(connection: Connection) -> list[common_pb2.SloClass]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.output import json_option, print_json, print_table, to_dict
+from cli.output import done, json_option, print_json, print_table, to_dict
 from cli.rpc import Target, connect
 from protos.slos.v1 import admin_pb2, common_pb2
 
@@ -55,9 +55,10 @@ def set_tenant(target: Target, name: str, weight: float | None, default_class: s
 
 @tenants.command()
 @click.argument("name")
+@json_option
 @click.pass_obj
-def rm(target: Target, name: str) -> None:
+def rm(target: Target, name: str, as_json: bool) -> None:
     """Remove a tenant."""
     with connect(target) as connection:
         connection.call(connection.admin.RemoveTenant, admin_pb2.RemoveTenantRequest(name=name))
-    click.echo(f"{name} removed")
+    done(as_json, "removed", name)

@@ -67,6 +67,7 @@ class EmulatedEngine:
             max_spec_tokens=config.max_spec_tokens,
             prefix_caching=config.prefix_caching,
             kv_address=self._exchange.address if self._exchange else "",
+            kv_layout=self._exchange.layout if self._exchange else "",
         )
 
     async def submit(self, request: EngineRequest) -> None:
@@ -78,6 +79,9 @@ class EmulatedEngine:
         """Stop a request at the end of the step."""
         self._running().cancel(request_id)
         self._wake.set()
+
+    async def hand_over(self, request_id: str, kv_handle: str) -> None:
+        """Nothing: the exchange between emulated engines tells its ends itself."""
 
     async def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:
         """Make a best-effort request standard."""

@@ -55,6 +55,12 @@ class KvExchange:
         return self._endpoint.address
 
     @property
+    def layout(self) -> str:
+        """Form of the KV, which peers must share; see engine.protocol.EngineInfo."""
+        block_bytes = self._endpoint.layout.block_bytes * _LAYERS
+        return f"emulated, blocks of {self._block_size} tokens and {block_bytes} bytes"
+
+    @property
     def busy(self) -> bool:
         """Something may end without a step of this engine."""
         return bool(self._leaving or self._receiving)
@@ -119,7 +125,7 @@ class KvExchange:
         assert transfer is not None
         key, blocks = _key(live), -(-len(live.tokens) // self._block_size)
         try:
-            self._endpoint.expect(key, live.blocks[:blocks], first_block, transfer.lease_s)
+            self._endpoint.expect(key, live.blocks[:blocks], first_block, transfer.lease_s, transfer.peer)
         except KvExchangeError as error:
             log.warning("KV of %s is not awaited: %s", live.request_id, error)
             return False

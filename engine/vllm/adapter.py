@@ -6,6 +6,7 @@ The step scheduler inside vLLM's process is in step_scheduler.py, the logits pro
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,13 +27,17 @@ PENALTIES = "engine.vllm.resume:PriorOutputPenalties"
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step gave for one request; finish_reason is "", "stop", "length", "cancelled" or "error"."""
+    """What one step gave for one request; finish_reason is "", "stop", "length", "cancelled" or "error".
+
+    kv_handle: where its KV lies, JSON, at the end of a prefill half whose connector says so.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[tuple[TokenLogprob, ...], ...]
     finish_reason: str
     error: str
+    kv_handle: str = ""
 
 
 OnOutput = Callable[[str, Output], None]
@@ -52,6 +57,8 @@ def set_environment(config: VllmConfig) -> None:
         # The worker process does not go by itself for as long as this; nothing is lost when it is told to.
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
     }
+    if config.kv_connector is not None:
+        env.update(config.kv_connector.environment or {})
     os.environ.update(env)
     # A folder on the path is an import path (engine.vllm...): vLLM's processes must find it from any directory.
     root = str(Path(__file__).resolve().parents[2])
@@ -90,6 +97,20 @@ def is_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
+
+
+def kv_layout(config: VllmConfig, block_size: int) -> str:
+    """Form of the KV and the way it travels, which two engines must share; block_size in tokens."""
+    from vllm.platforms import current_platform
+
+    assert config.kv_connector is not None
+    way = str((config.kv_connector.extra or {}).get("backend", "auto"))
+    if way == "auto":
+        way = "gloo" if current_platform.is_cpu() else "nccl"
+    return (
+        f"{config.kv_connector.name} over {way}, {current_platform.device_type}, {resolve_dtype(config)}, "
+        f"blocks of {block_size} tokens, tensor parallel {config.tensor_parallel_size}"
+    )
 
 
 def version() -> str:
@@ -189,13 +210,13 @@ def engine_arguments(config: VllmConfig, socket_path: str) -> dict[str, Any]:
     return args
 
 
-async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest) -> None:
-    """Hand a request to vLLM; RequestRejected says what is wrong with it."""
+async def add_request(llm: AsyncLLM, config: VllmConfig, request: EngineRequest, kv_handle: str = "") -> None:
+    """Hand a request to vLLM; RequestRejected says what is wrong with it. kv_handle: see Engine.hand_over."""
     from vllm.exceptions import VLLMClientError
     from vllm.inputs.engine import tokens_input
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    params = sampling_params(config, request)
+    params = sampling_params(config, request, kv_handle)
     try:
         await llm.add_request(request.request_id, tokens_input(list(request.token_ids)), params)
     except EngineDeadError as error:
@@ -217,7 +238,8 @@ def _convert(output: RequestOutput | Exception) -> Output:
         reason = "cancelled"
     elif reason not in ("", "stop", "length"):
         reason, error = "error", f"vLLM ended the request: {completion.finish_reason} {completion.stop_reason or ''}"
-    return Output(tokens, completion.text, logprobs, reason, error)
+    handle = json.dumps(output.kv_transfer_params) if output.kv_transfer_params else ""
+    return Output(tokens, completion.text, logprobs, reason, error, handle)
 
 
 def _position(chosen: int, candidates: Any) -> tuple[TokenLogprob, ...]:

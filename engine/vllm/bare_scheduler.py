@@ -17,6 +17,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -26,6 +27,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 from engine.vllm import adapter
 from engine.vllm.config import VllmConfig
 from engine.vllm.messages import REQUEST_ARG, RequestFacts
+
+VLLM_SCHEDULERS: tuple[type[Scheduler], ...] = (Scheduler, AsyncScheduler)
+"""vLLM's own: the plain one, and the one that does not wait for a step's tokens before it plans the next."""
 
 
 class BareScheduler:

@@ -22,13 +22,16 @@ class NgramSpeculation:
 class KvConnector:
     """A KV connector class of ours that vLLM loads; extra goes to it as kv_connector_extra_config.
 
-    role: "kv_producer", "kv_consumer" or "kv_both".
+    role: "kv_producer", "kv_consumer" or "kv_both". environment: what it reads from there. needs_handle: a decode half
+    begins when the prefill engine has said where its KV lies (Engine.hand_over).
     """
 
     name: str
     module: str
     role: str = "kv_both"
     extra: dict[str, object] | None = None
+    environment: dict[str, str] | None = None
+    needs_handle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

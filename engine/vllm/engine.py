@@ -24,8 +24,10 @@ from engine.protocol import (
 from engine.vllm import adapter, checks, cores, policies
 from engine.vllm.config import VllmConfig
 from engine.vllm.joiner import StepJoiner
+from engine.vllm.kv.held import HeldRequests
 from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
 from engine.vllm.profiling import Profiler
+from engine.vllm.sampling import sampling_params
 from engine.vllm.step_socket import StepSocketClient
 from scheduling.time_model import TimeModel, fit
 
@@ -55,6 +57,7 @@ class VllmEngine:
         self._wake = asyncio.Event()
         self._info: EngineInfo | None = None
         self._policy = config.policy
+        self._held = HeldRequests(self._add, lambda request_id, why: self._end_unrun(request_id, "error", why))
         self._submitting: set[str] = set()
         self._cancelled_early: set[str] = set()
         self._failure = ""
@@ -103,6 +106,7 @@ class VllmEngine:
             max_spec_tokens=facts.max_spec_tokens,
             prefix_caching=config.prefix_caching,
             kv_address=config.kv_address,
+            kv_layout=adapter.kv_layout(config, facts.block_size) if config.kv_connector else "",
         )
         return self._info
 
@@ -125,13 +129,29 @@ class VllmEngine:
 
     async def submit(self, request: EngineRequest) -> None:
         """Queue a request; RequestRejected when it can never run, for example a duplicate id."""
-        llm, joiner = self._running()
+        _, joiner = self._running()
         if request.request_id in joiner:
             raise RequestRejected("ALREADY_EXISTS", f"request {request.request_id!r} is on this engine already")
+        connector, transfer = self._config.kv_connector, request.kv_transfer
+        if connector is not None and connector.needs_handle and transfer is not None and not transfer.producer:
+            sampling_params(self._config, request)  # what is wrong with it shows now
+            joiner.open(request.request_id)
+            self._held.hold(request)
+            return
         joiner.open(request.request_id)
+        await self._add(request)
+
+    async def hand_over(self, request_id: str, kv_handle: str) -> None:
+        """Let a decode half begin that waited for this word; without a handle it computes its prompt."""
+        self._running()
+        await self._held.release(request_id, kv_handle)
+
+    async def _add(self, request: EngineRequest, kv_handle: str = "") -> None:
+        """Hand an opened request to vLLM."""
+        llm, joiner = self._running()
         self._submitting.add(request.request_id)
         try:
-            await adapter.add_request(llm, self._config, request)
+            await adapter.add_request(llm, self._config, request, kv_handle)
         except BaseException as error:
             self._cancelled_early.discard(request.request_id)
             joiner.discard(request.request_id)
@@ -148,7 +168,9 @@ class VllmEngine:
     async def cancel(self, request_id: str) -> None:
         """Stop a request and free its KV; its last update has finish_reason "cancelled"."""
         llm, joiner = self._running()
-        if request_id in self._submitting:
+        if self._held.drop(request_id):
+            self._end_unrun(request_id, "cancelled")
+        elif request_id in self._submitting:
             self._cancelled_early.add(request_id)
         elif request_id in joiner:
             await llm.abort(request_id)
@@ -242,6 +264,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
+        self._held.close()
         if self._llm is not None:
             if self._llm.output_handler is not None:
                 self._llm.output_handler.cancel()
@@ -271,11 +294,25 @@ class VllmEngine:
         assert self._client is not None
         await self._client.send(command)
 
+    def _end_unrun(self, request_id: str, finish_reason: str, error: str = "") -> None:
+        """Say that a request has ended that vLLM does not have."""
+        assert self._joiner is not None
+        if request_id not in self._joiner:
+            self._joiner.open(request_id)
+        self._joiner.add_output(request_id, finish_reason=finish_reason, error=error)
+        self._wake.set()
+
     def _on_output(self, request_id: str, output: adapter.Output) -> None:
         """Take output of vLLM; called in the event loop."""
         assert self._joiner is not None
         self._joiner.add_output(
-            request_id, output.token_ids, output.text, output.logprobs, output.finish_reason, output.error
+            request_id,
+            output.token_ids,
+            output.text,
+            output.logprobs,
+            output.finish_reason,
+            output.error,
+            output.kv_handle,
         )
         self._wake.set()
 

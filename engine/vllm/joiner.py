@@ -7,6 +7,7 @@ lags, the planner's state goes ahead and the tokens follow in a later event. Not
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.protocol import RequestUpdate, StepEvent, TokenLogprob
@@ -31,6 +32,7 @@ class _Stream:
     state: RequestRecord | None = None
     finish_reason: str = ""
     error: str = ""
+    kv_handle: str = ""
 
 
 class StepJoiner:
@@ -39,7 +41,7 @@ class StepJoiner:
     def __init__(self, lag_limit_s: float, free_blocks: int) -> None:
         """lag_limit_s: longest time a record waits for its text; free_blocks: of the idle engine."""
         self._lag_limit_s = lag_limit_s
-        self._records: deque[tuple[StepRecord, float]] = deque()
+        self._records: deque[tuple[StepRecord, list[RequestRecord], float]] = deque()
         self._streams: dict[str, _Stream] = {}
         self._loose: set[str] = set()
         self._last_step, self._free_blocks = 0, free_blocks
@@ -64,8 +66,9 @@ class StepJoiner:
 
     def add_record(self, record: StepRecord, now_s: float) -> None:
         """Take the record of a step."""
-        self._records.append((record, now_s))
-        for request in record.requests:
+        requests = record.each()
+        self._records.append((record, requests, now_s))
+        for request in requests:
             stream = self._streams.get(request.request_id)
             if stream is not None:
                 stream.pending_records += 1
@@ -78,6 +81,7 @@ class StepJoiner:
         logprobs: Logprobs = (),
         finish_reason: str = "",
         error: str = "",
+        kv_handle: str = "",
     ) -> None:
         """Take output of AsyncLLM; what comes after a finish is dropped."""
         stream = self._streams.get(request_id)
@@ -88,7 +92,7 @@ class StepJoiner:
         stream.received += len(token_ids)
         if text:
             stream.texts.append((stream.received, text))
-        stream.finish_reason, stream.error = finish_reason, error
+        stream.finish_reason, stream.error, stream.kv_handle = finish_reason, error, kv_handle
         self._loose.add(request_id)
 
     def fail_all(self, error: str) -> None:
@@ -98,17 +102,17 @@ class StepJoiner:
 
     def next_deadline_s(self) -> float | None:
         """When the oldest waiting record stops waiting for text; None when none waits."""
-        return self._records[0][1] + self._lag_limit_s if self._records else None
+        return self._records[0][2] + self._lag_limit_s if self._records else None
 
     def take(self, now_s: float) -> list[StepEvent]:
         """Events that are complete by now, and those whose text has lagged too long."""
         events = []
         while self._records:
-            record, since = self._records[0]
-            if now_s - since < self._lag_limit_s and not all(map(self._has_text, record.requests)):
+            record, requests, since = self._records[0]
+            if now_s - since < self._lag_limit_s and not all(map(self._has_text, requests)):
                 break
             self._records.popleft()
-            events.append(self._event(record))
+            events.append(self._event(record, requests))
         if loose := self._loose_updates():
             events.append(self._event_without_step(loose, now_s))
         return events
@@ -117,10 +121,10 @@ class StepJoiner:
         stream = self._streams.get(request.request_id)
         return stream is None or bool(stream.finish_reason) or stream.received >= request.produced
 
-    def _event(self, record: StepRecord) -> StepEvent:
+    def _event(self, record: StepRecord, requests: Sequence[RequestRecord]) -> StepEvent:
         self._last_step, self._free_blocks = record.step, record.free_blocks
         updates = []
-        for request in record.requests:
+        for request in requests:
             stream = self._streams.get(request.request_id)
             if stream is None:
                 continue
@@ -184,6 +188,7 @@ class StepJoiner:
             draft_tokens=0 if late else state.draft_tokens,
             relegated=state.relegated and not late,
             kv_recomputed=state.kv_recomputed and not late,
+            kv_handle=stream.kv_handle if finished else "",
         )
 
     def _event_without_step(self, updates: list[RequestUpdate], now_s: float) -> StepEvent:

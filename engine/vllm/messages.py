@@ -72,7 +72,7 @@ class EngineFacts(msgspec.Struct, frozen=True, tag="facts"):
     max_spec_tokens: int
 
 
-class RequestRecord(msgspec.Struct, frozen=True):
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """What a step changed for one request.
 
     tokens: output tokens of this step; produced: output tokens since this engine took the request. planned_tokens and
@@ -96,12 +96,57 @@ class RequestRecord(msgspec.Struct, frozen=True):
     gone: bool = False
 
 
+class DecodeRecords(msgspec.Struct, frozen=True, gc=False):
+    """The records of requests that decoded one token as planned, most of most steps: column by column, which is cheap.
+
+    tokens has one token of each. planned_tokens is the same for all: 1, or 0 where vLLM's own order was used. The
+    fields of RequestRecord that are not here have their defaults, scheduled_tokens is 1.
+    """
+
+    request_ids: list[str]
+    tokens: list[int]
+    produced: list[int]
+    context: list[int]
+    kv_blocks: list[int]
+    preemptions: list[int]
+    cached_tokens: list[int]
+    planned_tokens: int
+
+    def each(self) -> list[RequestRecord]:
+        """Return them one by one."""
+        rows = zip(
+            self.request_ids,
+            self.tokens,
+            self.produced,
+            self.context,
+            self.kv_blocks,
+            self.preemptions,
+            self.cached_tokens,
+            strict=True,
+        )
+        return [
+            RequestRecord(
+                request_id=request_id,
+                tokens=[token],
+                produced=produced,
+                context=context,
+                kv_blocks=kv_blocks,
+                preemptions=preemptions,
+                cached_tokens=cached_tokens,
+                planned_tokens=self.planned_tokens,
+                scheduled_tokens=1,
+            )
+            for request_id, token, produced, context, kv_blocks, preemptions, cached_tokens in rows
+        ]
+
+
 class StepRecord(msgspec.Struct, frozen=True, tag="step"):
     """One step of the engine.
 
     plan_s: time of the policy. overhead_s: time of everything that the step scheduler adds to vLLM's own, the policy's
     included. stock: vLLM's own order was used. plan_failures: steps so far in which the policy raised. deviations:
     steps so far in which vLLM ran other chunks than planned. shape: scheduling.time_model.BatchShape, field by field.
+    decodes and requests together tell of each request that the step changed, see each().
     """
 
     step: int
@@ -119,6 +164,11 @@ class StepRecord(msgspec.Struct, frozen=True, tag="step"):
     stock: bool = False
     plan_failures: int = 0
     deviations: int = 0
+    decodes: DecodeRecords | None = None
+
+    def each(self) -> list[RequestRecord]:
+        """Return the records of all requests, one by one."""
+        return self.requests if self.decodes is None else self.decodes.each() + self.requests
 
 
 Report = EngineFacts | StepRecord

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from engine.vllm.messages import REQUEST_ARG, RequestFacts, RequestRecord
-from scheduling.request_table import RequestTable
+from engine.vllm.messages import REQUEST_ARG, DecodeRecords, RequestFacts, RequestRecord
+from scheduling.kernels.decoded import token_each
+from scheduling.request_table import CONTEXT, KV_BLOCKS, PREEMPTIONS, PREFILL_REMAINING, RequestTable
 
 ACCEPT_RATE_GUESS = 0.5
 ACCEPT_RATE_WEIGHT = 0.05
@@ -32,6 +35,25 @@ class Resident:
     relegated: bool = False
     recomputed: bool = False
     changed: bool = False
+
+    @property
+    def steady(self) -> bool:
+        """Whether one more token is all that can be new: not its first, nor one that may end its thinking."""
+        return self.decoding and not (self.thinking or self.changed or self.recomputed)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a step did to one request; see messages.RequestRecord. kv_blocks: held after it."""
+
+    resident: Resident
+    kv_blocks: int
+    tokens: list[int] = field(default_factory=list)
+    planned: int = 0
+    scheduled: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    gone: bool = False
 
 
 @dataclass(slots=True)
@@ -107,16 +129,41 @@ class Residents:
             resident.cached_tokens = 0
             resident.changed = True
 
-    def sync(self, resident: Resident, kv_blocks: int) -> None:
-        """Take computed tokens and blocks from vLLM's request."""
+    def sync(self, resident: Resident) -> None:
+        """Take the computed tokens of a request that does not decode from vLLM's."""
         table, slot, request = self.table, resident.slot, resident.request
-        table.kv_blocks[slot] = kv_blocks
-        if resident.decoding:
-            table.prefill_remaining[slot] = 0
-            return
-        remaining = request.num_tokens - request.num_computed_tokens
-        table.prefill_remaining[slot] = max(remaining, 0)
+        table.prefill_remaining[slot] = max(request.num_tokens - request.num_computed_tokens, 0)
         table.context[slot] = request.num_computed_tokens
+
+    def one_token_each(
+        self, residents: Sequence[Resident], tokens: list[int], kv_blocks: list[int], planned_tokens: int
+    ) -> DecodeRecords | None:
+        """Account for one more token of each of these and say so; see messages.DecodeRecords.
+
+        None of the tokens is its request's first, or one that may end its thinking; nothing else has changed.
+        kv_blocks: held after the step.
+        """
+        if not residents:
+            return None
+        slots, request_ids, produced, cached_tokens = [], [], [], []
+        for resident in residents:
+            resident.produced += 1
+            slots.append(resident.slot)
+            request_ids.append(resident.facts.request_id)
+            produced.append(resident.produced)
+            cached_tokens.append(resident.cached_tokens)
+        table, places = self.table, np.array(slots)
+        contexts = token_each(table.ints, table.floats, places, np.array(kv_blocks))
+        return DecodeRecords(
+            request_ids=request_ids,
+            tokens=tokens,
+            produced=produced,
+            context=contexts.tolist(),
+            kv_blocks=kv_blocks,
+            preemptions=table.preemptions[places].tolist(),
+            cached_tokens=cached_tokens,
+            planned_tokens=planned_tokens,
+        )
 
     def tokens(self, resident: Resident, tokens: list[int], at_s: float) -> None:
         """Account for new output tokens, and for the end of thinking among them."""
@@ -162,38 +209,40 @@ class Residents:
         if (resident := self.find(request_id)) is not None:
             self.table.standard[resident.slot] = False
 
-    def record(
-        self,
-        resident: Resident,
-        tokens: list[int],
-        planned: int,
-        scheduled: int,
-        drafted: int,
-        accepted: int,
-        *,
-        gone: bool,
-    ) -> RequestRecord:
-        """What the step changed, for the engine's process; resets the step's own fields."""
-        table, slot = self.table, resident.slot
-        record = RequestRecord(
-            request_id=resident.facts.request_id,
-            tokens=tokens,
-            produced=resident.produced,
-            prefill_remaining=int(table.prefill_remaining[slot]),
-            context=int(table.context[slot]),
-            kv_blocks=0 if gone else int(table.kv_blocks[slot]),
-            preemptions=int(table.preemptions[slot]),
-            cached_tokens=resident.cached_tokens,
-            draft_tokens=drafted,
-            accepted_draft_tokens=accepted,
-            planned_tokens=planned,
-            scheduled_tokens=scheduled,
-            relegated=resident.relegated,
-            kv_recomputed=resident.recomputed,
-            gone=gone,
-        )
-        resident.relegated = resident.recomputed = resident.changed = False
-        return record
+    def records(self, changes: Sequence[Change]) -> list[RequestRecord]:
+        """Bring the table to these changes and say them to the engine's process; resets the step's own fields."""
+        if not changes:
+            return []
+        slots = [change.resident.slot for change in changes]
+        self.table.kv_blocks[slots] = [change.kv_blocks for change in changes]
+        for change in changes:
+            if not change.resident.decoding:
+                self.sync(change.resident)
+        # One read of the table for all: element by element it would be most of the step scheduler's time.
+        columns = self.table.ints[:, slots].tolist()
+        records = [
+            RequestRecord(
+                request_id=change.resident.facts.request_id,
+                tokens=change.tokens,
+                produced=change.resident.produced,
+                prefill_remaining=columns[PREFILL_REMAINING][place],
+                context=columns[CONTEXT][place],
+                kv_blocks=columns[KV_BLOCKS][place],
+                preemptions=columns[PREEMPTIONS][place],
+                cached_tokens=change.resident.cached_tokens,
+                draft_tokens=change.drafted,
+                accepted_draft_tokens=change.accepted,
+                planned_tokens=change.planned,
+                scheduled_tokens=change.scheduled,
+                relegated=change.resident.relegated,
+                kv_recomputed=change.resident.recomputed,
+                gone=change.gone,
+            )
+            for place, change in enumerate(changes)
+        ]
+        for change in changes:
+            change.resident.relegated = change.resident.recomputed = change.resident.changed = False
+        return records
 
 
 def request_facts(request: Any) -> RequestFacts:

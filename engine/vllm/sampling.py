@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.protocol import EngineRequest, RequestRejected
+from engine.protocol import EngineRequest, KvTransferSpec, RequestRejected
 from engine.vllm.config import VllmConfig
 from engine.vllm.messages import REQUEST_ARG, RequestFacts
 
@@ -17,8 +17,11 @@ PRIOR_ARG = "slos_prior"
 _NO_SPECULATION = "cannot be used on an engine with speculative decoding; send it to a replica without"
 
 
-def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
-    """Make vLLM's sampling parameters of a request; what counts output counts from the original prompt."""
+def sampling_params(config: VllmConfig, request: EngineRequest, kv_handle: str = "") -> Any:
+    """Make vLLM's sampling parameters of a request; what counts output counts from the original prompt.
+
+    kv_handle: what the prefill engine has said of the request's KV (Engine.hand_over).
+    """
     from vllm import SamplingParams
     from vllm.exceptions import VLLMClientError
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -50,9 +53,7 @@ def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
     elif spec.json_object:
         structured = StructuredOutputsParams(json_object=True)
     if request.kv_transfer is not None:
-        extra["kv_transfer_params"] = {
-            name: getattr(request.kv_transfer, name) for name in request.kv_transfer.__dataclass_fields__
-        }
+        extra["kv_transfer_params"] = _kv_transfer_params(config, request.kv_transfer, kv_handle)
     try:
         return SamplingParams(
             temperature=spec.temperature,
@@ -74,6 +75,14 @@ def sampling_params(config: VllmConfig, request: EngineRequest) -> Any:
         )
     except (VLLMClientError, ValueError, TypeError) as error:
         raise RequestRejected("INVALID_ARGUMENT", str(error)) from error
+
+
+def _kv_transfer_params(config: VllmConfig, transfer: KvTransferSpec, kv_handle: str) -> dict[str, Any]:
+    if config.kv_connector is not None and config.kv_connector.needs_handle:
+        from engine.vllm.kv.nixl_settings import transfer_params
+
+        return transfer_params(transfer, kv_handle)
+    return {name: getattr(transfer, name) for name in transfer.__dataclass_fields__}
 
 
 def _check(config: VllmConfig, request: EngineRequest) -> None:

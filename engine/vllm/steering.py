@@ -164,33 +164,41 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         What may be wrong with a plan shows before anything is changed.
         """
         by_slot = self._residents.by_slot
-        allowed: dict[str, int] = {}
-        planned: list[tuple[Resident, int, int]] = []
-        for slot, spec in zip(plan.decode_slots.tolist(), plan.spec_tokens.tolist(), strict=True):
-            planned.append((by_slot[slot], ANY, max(spec - 1, 0)))
-        for slot, tokens in zip(plan.prefill_slots.tolist(), plan.prefill_tokens.tolist(), strict=True):
-            if tokens > 0:
-                planned.append((by_slot[slot], tokens, 0))
+        decodes = [
+            (by_slot[slot], spec)
+            for slot, spec in zip(plan.decode_slots.tolist(), plan.spec_tokens.tolist(), strict=True)
+        ]
+        prefills = [
+            (by_slot[slot], tokens)
+            for slot, tokens in zip(plan.prefill_slots.tolist(), plan.prefill_tokens.tolist(), strict=True)
+            if tokens > 0
+        ]
         relegated = [by_slot[slot] for slot in plan.relegate_slots.tolist()]
         evicted = [by_slot[slot] for slot in plan.preempt_slots.tolist()]
-        if not planned:
+        if not decodes and not prefills:
             return False
         for resident in relegated:
             self._residents.table.standard[resident.slot] = False
             resident.relegated = resident.changed = True
         for resident in evicted:
             self._evict(resident.request)
+        names = [resident.request.request_id for resident, _ in decodes]
+        allowed = dict.fromkeys(names, ANY)
+        planned = dict.fromkeys(names, 1)
+        if self.num_spec_tokens:
+            for resident, spec in decodes:
+                request = resident.request
+                request.spec_token_ids = request.spec_token_ids[: max(spec - 1, 0)]
+                planned[request.request_id] += len(request.spec_token_ids)
+        for resident, tokens in prefills:
+            allowed[resident.request.request_id] = planned[resident.request.request_id] = tokens
+        order = {name: place for place, name in enumerate(planned)}
+        for resident in evicted:
             # Evicted and resumed in one step is a case that vLLM handles badly.
             allowed[resident.request.request_id] = 0
-        for resident, tokens, drafts in planned:
-            request = resident.request
-            if tokens == ANY and len(request.spec_token_ids) > drafts:
-                request.spec_token_ids = request.spec_token_ids[:drafts]
-            allowed.setdefault(request.request_id, tokens)
-            self._planned[request.request_id] = 1 + len(request.spec_token_ids) if tokens == ANY else tokens
-        for resident in evicted:
-            self._planned.pop(resident.request.request_id, None)
-        self._order_queues({r.request.request_id: place for place, (r, _, _) in enumerate(planned)}, allowed)
+            planned.pop(resident.request.request_id, None)
+        self._planned = planned
+        self._order_queues(order, allowed)
         self._allowed = allowed
         return True
 
@@ -204,12 +212,13 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         """Planned requests first, and best-effort ones last: vLLM evicts from the end of `running`."""
         residents, table = self._residents.by_vllm_id, self._residents.table
         last = len(order)
+        standard, sequence = table.standard.tolist(), table.sequence.tolist()
 
-        def rank(request: Any) -> tuple[bool, int, float]:
+        def rank(request: Any) -> tuple[bool, int, int]:
             resident = residents.get(request.request_id)
-            standard = resident is not None and bool(table.standard[resident.slot])
-            sequence = float(table.sequence[resident.slot]) if resident is not None else 0.0
-            return not standard, order.get(request.request_id, last), sequence
+            if resident is None:
+                return True, order.get(request.request_id, last), 0
+            return not standard[resident.slot], order.get(request.request_id, last), sequence[resident.slot]
 
         def waiting_rank(request: Any) -> tuple[int, int]:
             planned = order.get(request.request_id)

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.vllm import policies
-from engine.vllm.messages import Command, Configure, EngineFacts, Promote, Relegate, StepRecord
+from engine.vllm.messages import (
+    Command,
+    Configure,
+    DecodeRecords,
+    EngineFacts,
+    Promote,
+    Relegate,
+    RequestRecord,
+    StepRecord,
+)
+from engine.vllm.residents import Change, Resident
 from engine.vllm.steering import SteeredScheduler
 from engine.vllm.step_socket import SchedulerSocket
 from scheduling.time_model import BatchShape, TimeModel
@@ -168,7 +178,8 @@ class StepScheduler(SteeredScheduler):
                     half = getattr(self.connector, "scheduler_half", None)
                     resident.cached_tokens = context if half is None else half.found_here(vllm_id, context)
                     resident.recomputed |= self._load_failed(request, context)
-                residents.sync(resident, self._blocks(vllm_id))
+                residents.sync(resident)
+                residents.table.kv_blocks[resident.slot] = self._blocks(vllm_id)
         self._deviations += is_planned and self._planned != output.num_scheduled_tokens
         shape = BatchShape(tokens, len(output.num_scheduled_tokens), kv, attention, drafts)
         if not tokens:
@@ -194,25 +205,7 @@ class StepScheduler(SteeredScheduler):
         step = self._steps.popleft()
         while step.output is not scheduler_output:
             step = self._steps.popleft()
-        residents = self._residents
-        new_tokens = {o.request_id: o.new_token_ids for out in outputs.values() for o in out.outputs}
-        records = []
-        for vllm_id, scheduled in scheduler_output.num_scheduled_tokens.items():
-            resident = residents.by_vllm_id.get(vllm_id)
-            if resident is None:
-                continue
-            tokens = list(new_tokens.get(vllm_id, ()))
-            drafted = len(scheduler_output.scheduled_spec_decode_tokens.get(vllm_id, ()))
-            accepted = max(len(tokens) - 1, 0) if drafted else 0
-            if tokens:
-                residents.tokens(resident, tokens, ended_s)
-            residents.drafts(resident, drafted, accepted)
-            gone = resident.request.is_finished()
-            residents.sync(resident, 0 if gone else self._blocks(vllm_id))
-            planned = (step.planned or {}).get(vllm_id, 0)
-            records.append(residents.record(resident, tokens, planned, scheduled, drafted, accepted, gone=gone))
-            if gone:
-                residents.remove(vllm_id)
+        decodes, records = self._records(step, scheduler_output, outputs, ended_s)
         records += self._other_changes(scheduler_output.num_scheduled_tokens)
         shape = step.shape
         self._step_number += 1
@@ -239,8 +232,53 @@ class StepScheduler(SteeredScheduler):
                 stock=step.planned is None,
                 plan_failures=self._plan_failures,
                 deviations=self._deviations,
+                decodes=decodes,
             )
         )
+
+    def _records(
+        self, step: _Step, scheduler_output: Any, outputs: Any, ended_s: float
+    ) -> tuple[DecodeRecords | None, list[RequestRecord]]:
+        """Account for what the step gave the requests that it computed: single decodes in bulk, others one by one."""
+        residents, planned = self._residents, step.planned or {}
+        usual = 0 if step.planned is None else 1
+        given = {o.request_id: o for out in outputs.values() for o in out.outputs}
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        decodes: list[Resident] = []
+        decoded: list[int] = []
+        changes: list[Change] = []
+        for vllm_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            resident = residents.by_vllm_id.get(vllm_id)
+            if resident is None:
+                continue
+            output = given.get(vllm_id)
+            tokens = () if output is None else output.new_token_ids
+            asked = planned.get(vllm_id, 0)
+            if (
+                scheduled == len(tokens) == 1
+                and asked == usual
+                and resident.steady
+                and output.finish_reason is None
+                and vllm_id not in drafts
+            ):
+                decodes.append(resident)
+                decoded.append(tokens[0])
+                continue
+            drafted = len(drafts.get(vllm_id, ()))
+            accepted = max(len(tokens) - 1, 0) if drafted else 0
+            if tokens:
+                residents.tokens(resident, list(tokens), ended_s)
+            residents.drafts(resident, drafted, accepted)
+            gone = resident.request.is_finished()
+            held = 0 if gone else self._blocks(vllm_id)
+            changes.append(Change(resident, held, list(tokens), asked, scheduled, drafted, accepted, gone))
+        blocks = [self._blocks(resident.request.request_id) for resident in decodes]
+        steady = residents.one_token_each(decodes, decoded, blocks, usual)
+        records = residents.records(changes)
+        for change in changes:
+            if change.gone:
+                residents.remove(change.resident.request.request_id)
+        return steady, records
 
     def _send(self, record: StepRecord) -> None:
         self._socket.send(record)
@@ -269,15 +307,14 @@ class StepScheduler(SteeredScheduler):
             )
         )
 
-    def _other_changes(self, scheduled: dict[str, int]) -> list[Any]:
+    def _other_changes(self, scheduled: dict[str, int]) -> list[RequestRecord]:
         """Records of requests that changed without computing: new, evicted, relegated, cancelled."""
-        residents = self._residents
-        records = []
-        for vllm_id, resident in residents.by_vllm_id.items():
-            if resident.changed and vllm_id not in scheduled:
-                residents.sync(resident, self._blocks(vllm_id))
-                records.append(residents.record(resident, [], 0, 0, 0, 0, gone=False))
-        return records
+        changed = [
+            Change(resident, self._blocks(vllm_id))
+            for vllm_id, resident in self._residents.by_vllm_id.items()
+            if resident.changed and vllm_id not in scheduled
+        ]
+        return self._residents.records(changed)
 
     def _forget(self, vllm_id: str) -> None:
         self._departed |= self._residents.remove(vllm_id) is not None

@@ -9,6 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from scheduling.kernels.decodes import (
+    LIVE_ROWS,
+    NEXT,
+    READ,
+    TAKEN,
+    add_decode_of,
+    advance,
+    earliest,
+    gather_decodes,
+    most_urgent,
+    take_before,
+)
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rows import CTX, DUE, EPS, OUT, PACE, REM
 from scheduling.kernels.steptime import add_chunk, add_speculation, largest_chunk, start_load
@@ -55,51 +67,65 @@ def form_batch(
     batch after this one. drafts, draft_steps: tokens to verify beside one per decode, in all and for the request with
     most (eager only). Returns (outcome, duration, end bound, position after the last chunk, request that binds).
     """
+    live = np.empty((LIVE_ROWS, n))
+    who = np.empty(n, np.int64)
+    count = gather_decodes(state, n, live, who)
+    outcome, time, end, at, bind = form_live_batch(
+        live, who, count, state, order, first, m, now, eager, drafts, draft_steps, lines, caps, max_tokens,
+        max_requests, chunks, load,
+    )  # fmt: skip
+    served[:n] = False
+    if outcome != DECODE_LATE:
+        for d in range(count):
+            served[who[d]] = live[TAKEN, d] > 0.0
+    return outcome, time, end, at, bind
+
+
+@kernel
+def form_live_batch(
+    live: FloatArray,
+    who: IntArray,
+    count: int,
+    state: FloatArray,
+    order: IntArray,
+    first: int,
+    m: int,
+    now: float,
+    eager: bool,
+    drafts: float,
+    draft_steps: float,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    chunks: FloatArray,
+    load: FloatArray,
+) -> tuple[int, float, float, int, int]:
+    """form_batch for decodes in `live` (the state is asked for prefills only); those served are marked there."""
+    end, second, tightest = earliest(live, count)
+    by_decode = True
     head = first
-    end = np.inf
-    bind = -1
-    second = np.inf
-    tightest = np.inf
-    for i in range(n):
-        if state[REM, i] == 0.0:
-            due = state[DUE, i]
-            if due < end:
-                end = due
-                bind = i
-            second = min(second, due + state[PACE, i])
-            tightest = min(tightest, state[PACE, i])
     while head < m and state[REM, order[head]] <= 0.0:
         chunks[head] = 0.0
         head += 1
     if head < m and state[DUE, order[head]] < end:
-        bind = order[head]
-        end = state[DUE, bind]
+        end = state[DUE, order[head]]
+        by_decode = False
     cap = batch_cap(tightest, caps)
     end = min(end, now + cap)
     # The batch after this one could last until `second` if every decode were served now; whoever is due later than
     # that does not bind it and can skip this one.
-    threshold = min(second, end + cap) - EPS
-    decodes = 0.0
-    kv = 0.0
-    for i in range(n):
-        take = state[REM, i] == 0.0 and (eager or state[DUE, i] < threshold)
-        served[i] = take
-        if take:
-            decodes += 1.0
-            kv += state[CTX, i]
+    threshold = np.inf if eager else min(second, end + cap) - EPS
+    decodes, kv = take_before(live, count, threshold)
     time = start_load(lines, decodes, kv, load)
     if drafts > 0.0:
         time = add_speculation(lines, load, drafts, draft_steps)
     if decodes > max_requests or decodes + drafts > max_tokens or (decodes > 0.0 and now + time > end + EPS):
-        if eager:
-            return DECODE_LATE, 0.0, end, head, bind
-        time = _serve_most_urgent(state, n, now, end, lines, min(max_tokens, max_requests), served, load)
-        if time < 0.0:
-            return DECODE_LATE, 0.0, end, head, bind
-        decodes = 0.0
-        for i in range(n):
-            if served[i]:
-                decodes += 1.0
+        decodes = -1.0
+        if not eager:
+            decodes, time = _serve_most_urgent(live, count, now, end, lines, min(max_tokens, max_requests), load)
+        if decodes < 0.0:
+            return DECODE_LATE, 0.0, end, head, _binds(by_decode, live, who, count, order, head)
     room = max_tokens - decodes - drafts
     requests = decodes
     at = head
@@ -120,47 +146,49 @@ def form_batch(
         if chunk < state[REM, i]:
             break
     if decodes == 0.0 and at == head:
-        return PREFILL_LATE, 0.0, end, head, bind
-    return FORMED, time, end, at, bind
+        return PREFILL_LATE, 0.0, end, head, _binds(by_decode, live, who, count, order, head)
+    return FORMED, time, end, at, -1
+
+
+@kernel
+def _binds(by_decode: bool, live: FloatArray, who: IntArray, count: int, order: IntArray, head: int) -> int:
+    """Request with the earliest deadline."""
+    if by_decode:
+        first = most_urgent(live, count)
+        return int(who[first]) if first >= 0 else -1
+    return int(order[head])
 
 
 @kernel
 def _serve_most_urgent(
-    state: FloatArray,
-    n: int,
-    now: float,
-    end: float,
-    lines: FloatArray,
-    limit: float,
-    served: BoolArray,
-    load: FloatArray,
-) -> float:
-    """Narrow `served` to the earliest deadlines that fit; returns the duration, -1 when not even those due fit."""
-    count = 0
-    chosen = np.empty(n, np.int64)
-    dues = np.empty(n)
-    for i in range(n):
-        if served[i]:
-            chosen[count] = i
-            dues[count] = state[DUE, i]
-            count += 1
-            served[i] = False
-    rank = np.argsort(dues[:count])
+    live: FloatArray, count: int, now: float, end: float, lines: FloatArray, limit: float, load: FloatArray
+) -> tuple[float, float]:
+    """Take only the earliest deadlines that fit; returns (how many, duration), -1 when not even those due fit."""
+    chosen = np.empty(count, np.int64)
+    dues = np.empty(count)
+    asking = 0
+    for d in range(count):
+        if live[TAKEN, d] > 0.0:
+            chosen[asking] = d
+            dues[asking] = live[NEXT, d]
+            asking += 1
+            live[TAKEN, d] = 0.0
+    rank = np.argsort(dues[:asking])
     taken = 0.0
     kv = 0.0
     for r in rank:
-        i = chosen[r]
-        kv += state[CTX, i]
+        d = chosen[r]
+        kv += live[READ, d]
         next_time = start_load(lines, taken + 1.0, kv, load)
         if now + next_time > end + EPS or taken + 1.0 > limit:
-            kv -= state[CTX, i]
-            if state[DUE, i] <= end + EPS:
-                return -1.0
+            kv -= live[READ, d]
+            if live[NEXT, d] <= end + EPS:
+                return -1.0, 0.0
             break
         taken += 1.0
-        served[i] = True
+        live[TAKEN, d] = 1.0
     # Nobody fits and nobody is due: the end is a prefill's deadline, and whether that one fits is seen next.
-    return start_load(lines, taken, kv, load)
+    return taken, start_load(lines, taken, kv, load)
 
 
 @kernel
@@ -173,6 +201,12 @@ def commit_batch(
             state[DUE, i] += state[PACE, i]
             state[CTX, i] += 1.0
             state[OUT, i] = max(state[OUT, i] - 1.0, 1.0)
+    return commit_chunks(state, order, head, after, chunks)
+
+
+@kernel
+def commit_chunks(state: FloatArray, order: IntArray, head: int, after: int, chunks: FloatArray) -> int:
+    """Apply the chunks of a formed batch; returns the new head of the prefill order."""
     new_head = head
     for at in range(head, after):
         i = order[at]
@@ -187,3 +221,24 @@ def commit_batch(
             state[OUT, i] = max(state[OUT, i] - 1.0, 1.0)
             new_head = at + 1
     return new_head
+
+
+@kernel
+def commit_live_batch(
+    live: FloatArray,
+    who: IntArray,
+    count: int,
+    state: FloatArray,
+    order: IntArray,
+    head: int,
+    after: int,
+    chunks: FloatArray,
+) -> tuple[int, int]:
+    """Apply a formed batch; returns (new head of the prefill order, how many decode now)."""
+    advance(live, count)
+    new_head = commit_chunks(state, order, head, after, chunks)
+    for at in range(head, after):
+        i = order[at]
+        if state[REM, i] == 0.0 and chunks[at] > 0.0:
+            count = add_decode_of(state, i, live, who, count)
+    return new_head, count

@@ -33,7 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _ROOT = Path(__file__).parents[2]
 _IMPORT = re.compile(r"^from ((?:scheduling|simulation)[\w.]*) import", re.MULTILINE)
-_FORMAT = "1"
+_FORMAT = "2"
 """Raise when the decorator's options change."""
 
 
@@ -90,9 +90,19 @@ def _writable(path: Path) -> bool:
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile on first use, keep the result in cache_dir."""
+    return _compiled(function, set())
+
+
+def reduction(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile like `kernel`, for minima and sums of whole numbers: their order does not matter, nothing is NaN."""
+    return _compiled(function, {"nnan", "nsz", "reassoc"})
+
+
+def _compiled(function: Callable[P, R], fastmath: set[str]) -> Callable[P, R]:
     saved = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_dir(Path(function.__code__.co_filename)))
     try:
-        return cast("Callable[P, R]", numba.njit(cache=True, error_model="numpy", nogil=True)(function))
+        compiled = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath=fastmath)(function)
+        return cast("Callable[P, R]", compiled)
     finally:
         numba.config.CACHE_DIR = saved

@@ -91,19 +91,23 @@ def make_room(
         preempted[victim] = True
         free += ints[KV_BLOCKS, victim]
         running -= 1
-    # No best-effort work is left to preempt: chunks wait, the latest deadline first.
-    while prefills > 0 and (need > free or running + starts > max_requests):
-        slot = prefill_slots[prefills - 1]
-        chunk_need = extra_blocks(ints, slot, prefill_tokens[prefills - 1], block_size)
+    # No best-effort work is left to preempt: chunks are cut to the memory that there is, or wait, the last one first.
+    k = prefills - 1
+    while k >= 0 and (need > free or running + starts > max_requests):
+        slot = prefill_slots[k]
+        chunk_need = extra_blocks(ints, slot, prefill_tokens[k], block_size)
         fits = (ints[KV_BLOCKS, slot] + max(0, free - (need - chunk_need))) * block_size - ints[CONTEXT, slot]
         started = holds_memory(ints, slot)
-        if fits > 0 and (started or running + starts <= max_requests):
-            prefill_tokens[prefills - 1] = min(fits, prefill_tokens[prefills - 1])
-            need += extra_blocks(ints, slot, prefill_tokens[prefills - 1], block_size) - chunk_need
-            break
         need -= chunk_need
-        starts -= 0 if started else 1
-        prefills -= 1
+        if fits > 0 and (started or running + starts <= max_requests):
+            prefill_tokens[k] = min(fits, prefill_tokens[k])
+            need += extra_blocks(ints, slot, prefill_tokens[k], block_size)
+        else:
+            starts -= 0 if started else 1
+            prefill_slots[k : prefills - 1] = prefill_slots[k + 1 : prefills].copy()
+            prefill_tokens[k : prefills - 1] = prefill_tokens[k + 1 : prefills].copy()
+            prefills -= 1
+        k -= 1
     while need > free:
         victim = -1
         latest = -np.inf

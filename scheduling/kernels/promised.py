@@ -11,7 +11,7 @@ import numpy as np
 from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, batch_cap, commit_batch, form_batch
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
-from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, gather
+from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, ROWS, gather
 from scheduling.kernels.shed import shed_latest
 from scheduling.kernels.speculation import speculate
 from scheduling.kernels.steptime import add_chunk, start_load
@@ -64,8 +64,10 @@ def keep_promised(
             missed[lost] = slots[i]
             lost += 1
         else:
-            slots[kept] = slots[i]
-            state[:, kept] = state[:, i]
+            if kept < i:
+                slots[kept] = slots[i]
+                for row in range(ROWS):
+                    state[row, kept] = state[row, i]
             kept += 1
     return slots[:kept], state[:, :kept].copy(), missed[:lost]
 
@@ -96,7 +98,6 @@ def choose_batch(
 
     When not even the bare times keep every promise, requests are given up in `relegated`.
     """
-    scratch_served = np.zeros(n, np.bool_)
     scratch_chunks = np.zeros(m)
     wide = caps.copy()
     wide[CAP_SHORTEST] = wide[CAP_LONGEST] = wide[CAP_IDLE] = np.inf
@@ -126,7 +127,7 @@ def choose_batch(
         head = commit_batch(trial, n, order, 0, after, served, chunks)
         verdict, _done, _bind = feasible_from(
             trial, n, order, head, m, now + time, use_lines, use_caps, max_tokens, max_requests,
-            scratch_served, scratch_chunks, load,
+            scratch_chunks, load,
         )  # fmt: skip
         if verdict == FEASIBLE:
             return time, end, after, attempt <= EAGER

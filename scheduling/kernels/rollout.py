@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import DECODE_LATE, FORMED, commit_batch, form_batch
+from scheduling.kernels.batches import DECODE_LATE, FORMED, commit_live_batch, form_live_batch
+from scheduling.kernels.decodes import (
+    LIVE_ROWS,
+    READ,
+    STEP,
+    TAKEN,
+    advance,
+    earliest,
+    gather_decodes,
+    write_decodes,
+)
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM
+from scheduling.kernels.rows import EPS, REM
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import BoolArray, FloatArray, IntArray
+from scheduling.request_table import FloatArray, IntArray
 
 MAX_BATCHES = 4096
 FEASIBLE, LATE_DECODE, LATE_PREFILL, OVERLOAD, NO_MEMORY, TOO_MANY = 0, 1, 2, 3, 4, 5
@@ -34,7 +44,6 @@ def run_prefills(
     caps: FloatArray,
     max_tokens: float,
     max_requests: float,
-    served: BoolArray,
     chunks: FloatArray,
     load: FloatArray,
 ) -> tuple[int, float, int, int]:
@@ -43,21 +52,33 @@ def run_prefills(
     stop < m: end before the first batch that completes every prefill at order positions before `stop`. Up to there
     nothing depends on whether a request at a later position is part of the set. stop = m: until all prefills are done.
     """
+    live = np.empty((LIVE_ROWS, n))
+    who = np.empty(n, np.int64)
+    count = gather_decodes(state, n, live, who)
+    verdict = LATE_PREFILL
+    bind = -1
     for _ in range(MAX_BATCHES):
         while head < m and state[REM, order[head]] <= 0.0:
             head += 1
         if head >= stop:
-            return FEASIBLE, now, head, -1
-        outcome, time, _end, after, bind = form_batch(
-            state, n, order, head, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
-        )
+            verdict = FEASIBLE
+            break
+        bind = order[head]
+        outcome, time, _end, after, first = form_live_batch(
+            live, who, count, state, order, head, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests,
+            chunks, load,
+        )  # fmt: skip
         if outcome != FORMED:
-            return (LATE_DECODE if outcome == DECODE_LATE else LATE_PREFILL), now, head, bind
+            verdict = LATE_DECODE if outcome == DECODE_LATE else LATE_PREFILL
+            bind = first
+            break
         if stop < m and after >= stop and chunks[stop - 1] >= state[REM, order[stop - 1]]:
-            return FEASIBLE, now, head, -1
-        head = commit_batch(state, n, order, head, after, served, chunks)
+            verdict = FEASIBLE
+            break
+        head, count = commit_live_batch(live, who, count, state, order, head, after, chunks)
         now += time
-    return LATE_PREFILL, now, head, order[head]
+    write_decodes(state, live, who, count)
+    return verdict, now, head, bind
 
 
 @kernel
@@ -69,40 +90,39 @@ def run_decodes(
     caps: FloatArray,
     max_tokens: float,
     max_requests: float,
-    served: BoolArray,
     load: FloatArray,
 ) -> tuple[int, int]:
-    """Check that decodes alone go on from here: until all fit in one batch in time, or everyone has had two turns."""
+    """Check that decodes alone go on from here: until all fit in one batch in time, or everyone has had two turns.
+
+    The state is left as it is.
+    """
     nobody = np.empty(0, np.int64)
     nothing = np.empty(0)
-    limit = min(max_tokens, max_requests)
-    horizon = now
+    live = np.empty((LIVE_ROWS, n))
+    who = np.empty(n, np.int64)
+    count = gather_decodes(state, n, live, who)
+    if count == 0:
+        return FEASIBLE, -1
+    loosest = 0.0
+    kv = 0.0
+    for d in range(count):
+        loosest = max(loosest, live[STEP, d])
+        kv += live[READ, d]
+    horizon = now + 2.0 * loosest
     for _ in range(MAX_BATCHES):
-        kv = 0.0
-        count = 0.0
-        due = np.inf
-        tightest = np.inf
-        loosest = 0.0
-        for i in range(n):
-            if state[REM, i] == 0.0:
-                kv += state[CTX, i]
-                count += 1.0
-                due = min(due, state[DUE, i])
-                tightest = min(tightest, state[PACE, i])
-                loosest = max(loosest, state[PACE, i])
-        if count == 0.0:
+        due, _second, tightest = earliest(live, count)
+        together = duration(lines, float(count), float(count), kv)
+        if count <= min(max_tokens, max_requests) and together <= tightest and now + together <= due + EPS:
             return FEASIBLE, -1
-        if horizon == now:
-            horizon = now + 2.0 * loosest
-        together = duration(lines, count, count, kv)
-        if count <= limit and together <= tightest and now + together <= due + EPS:
-            return FEASIBLE, -1
-        outcome, time, _end, _after, bind = form_batch(
-            state, n, nobody, 0, 0, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, nothing, load
-        )
+        outcome, time, _end, _after, bind = form_live_batch(
+            live, who, count, state, nobody, 0, 0, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests,
+            nothing, load,
+        )  # fmt: skip
         if outcome != FORMED:
             return LATE_DECODE, bind
-        commit_batch(state, n, nobody, 0, 0, served, nothing)
+        for d in range(count):
+            kv += live[TAKEN, d]
+        advance(live, count)
         now += time
         if now > horizon:
             return FEASIBLE, -1
@@ -121,15 +141,14 @@ def feasible_from(
     caps: FloatArray,
     max_tokens: float,
     max_requests: float,
-    served: BoolArray,
     chunks: FloatArray,
     load: FloatArray,
 ) -> tuple[int, float, int]:
     """Simulate from this state (destroyed) to the end; returns (verdict, when the prefills are done, who binds)."""
     verdict, time, head, bind = run_prefills(
-        state, n, order, head, m, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+        state, n, order, head, m, m, now, lines, caps, max_tokens, max_requests, chunks, load
     )
     if verdict != FEASIBLE:
         return verdict, time, bind
-    verdict, bind = run_decodes(state, n, time, lines, caps, max_tokens, max_requests, served, load)
+    verdict, bind = run_decodes(state, n, time, lines, caps, max_tokens, max_requests, load)
     return verdict, time, bind

@@ -1,9 +1,9 @@
-"""Admission by search over exactly simulated states: one set, greedy by deadline, or labels.
+"""Admission by exactly simulated states: one set, or greedy by deadline (kernels.labels searches further).
 
 The state has one column for every promised resident and every candidate; a candidate outside the set has REM < 0.
 `items` are the candidates in the order in which they are considered: those that decode already first, then the
 prefills by deadline. Because prefills are served by deadline, a candidate changes nothing that happens before the
-batch in which the last prefill ahead of it completes; there the simulation of a label goes on (its checkpoint).
+batch in which the last prefill ahead of it completes; there its simulation goes on (the checkpoint).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def check_set(
     block_size: float,
     capacity_blocks: float,
     scratch: FloatArray,
-    served: BoolArray,
     chunks: FloatArray,
     load: FloatArray,
 ) -> tuple[int, int, float, float]:
@@ -56,12 +55,12 @@ def check_set(
     scratch[:, :] = state
     m = len(order)
     verdict, time, head, bind = run_prefills(
-        scratch, n, order, head, m, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+        scratch, n, order, head, m, m, now, lines, caps, max_tokens, max_requests, chunks, load
     )
     if verdict != FEASIBLE:
         return verdict, bind, 0.0, peak
     done = time
-    verdict, bind = run_decodes(scratch, n, time, lines, caps, max_tokens, max_requests, served, load)
+    verdict, bind = run_decodes(scratch, n, time, lines, caps, max_tokens, max_requests, load)
     return verdict, bind, done - now, peak
 
 
@@ -95,7 +94,6 @@ def greedy(
     clock = now
     head = 0
     scratch = np.empty((ROWS, n))
-    served = np.zeros(n, np.bool_)
     chunks = np.zeros(len(order))
     load = np.empty(lines.shape[0])
     accepted = chosen.copy()
@@ -107,7 +105,7 @@ def greedy(
             live[REM, items[k]] = item_rem[k]
             verdict, bind, _done, _peak = check_set(
                 start, live, order, head, clock, rank, lines, caps, max_tokens, max_requests, block_size,
-                capacity_blocks, scratch, served, chunks, load,
+                capacity_blocks, scratch, chunks, load,
             )  # fmt: skip
             verdicts[k] = verdict
             binds[k] = bind
@@ -118,141 +116,9 @@ def greedy(
         if accepted[k] and item_position[k] >= 0:
             _verdict, clock, head, _bind = run_prefills(
                 live, n, order, head, len(order), item_position[k] + 1, clock, lines, caps, max_tokens, max_requests,
-                served, chunks, load,
+                chunks, load,
             )  # fmt: skip
     return accepted, verdicts, binds
-
-
-@kernel
-def label_search(
-    state: FloatArray,
-    order: IntArray,
-    now: float,
-    rank: IntArray,
-    items: IntArray,
-    item_rem: FloatArray,
-    item_value: FloatArray,
-    item_position: IntArray,
-    max_labels: int,
-    lines: FloatArray,
-    caps: FloatArray,
-    max_tokens: float,
-    max_requests: float,
-    block_size: float,
-    capacity_blocks: float,
-) -> tuple[BoolArray, float, int, bool]:
-    """Most valuable feasible set that at most `max_labels` simulations find.
-
-    A label is a feasible set with its value and its simulated checkpoint. Of labels that cannot all be kept, those go
-    that another one beats in value, finishing time and memory alike (a heuristic dominance), then the least valuable.
-    item_position: position of the item in `order`, -1 for one that decodes already.
-    Returns (accepted per item, value, labels used, whether labels ran out).
-    """
-    n = state.shape[1]
-    count = len(items)
-    width = max(2, max_labels // max(count, 1))
-    states = np.empty((2 * width, ROWS, n))
-    clocks = np.empty(2 * width)
-    heads = np.zeros(2 * width, np.int64)
-    values = np.zeros(2 * width)
-    dones = np.zeros(2 * width)
-    peaks = np.zeros(2 * width)
-    masks = np.zeros((2 * width, count), np.bool_)
-    start = np.empty((ROWS, n))
-    scratch = np.empty((ROWS, n))
-    served = np.zeros(n, np.bool_)
-    chunks = np.zeros(len(order))
-    load = np.empty(lines.shape[0])
-    states[0] = state
-    clocks[0] = now
-    labels = 1
-    used = 0
-    ran_out = False
-    for k in range(count):
-        stop = item_position[k]
-        kept = labels
-        for label in range(kept):
-            if used >= max_labels:
-                ran_out = True
-                break
-            used += 1
-            child = labels
-            states[child] = states[label]
-            states[child, REM, items[k]] = item_rem[k]
-            heads[child] = heads[label]
-            clocks[child] = clocks[label]
-            start[:, :] = state
-            for other in range(k):
-                if masks[label, other]:
-                    start[REM, items[other]] = item_rem[other]
-            start[REM, items[k]] = item_rem[k]
-            verdict, _bind, done, peak = check_set(
-                start, states[child], order, heads[child], clocks[child], rank, lines, caps, max_tokens, max_requests,
-                block_size, capacity_blocks, scratch, served, chunks, load,
-            )  # fmt: skip
-            if verdict != FEASIBLE:
-                continue
-            values[child] = values[label] + item_value[k]
-            dones[child] = clocks[child] + done
-            peaks[child] = peak
-            masks[child] = masks[label]
-            masks[child, k] = True
-            if stop >= 0:
-                # Advance the checkpoint past everything that later items cannot change.
-                verdict, clock, head, _bind = run_prefills(
-                    states[child], n, order, heads[child], len(order), stop + 1, clocks[child], lines, caps,
-                    max_tokens, max_requests, served, chunks, load,
-                )  # fmt: skip
-                heads[child] = head
-                clocks[child] = clock
-            labels += 1
-        if labels > width:
-            ran_out = True
-            labels = _prune(labels, width, states, clocks, heads, values, dones, peaks, masks)
-    best = 0
-    for label in range(labels):
-        if values[label] > values[best]:
-            best = label
-    return masks[best].copy(), values[best], used, ran_out
-
-
-@kernel
-def _prune(
-    labels: int,
-    width: int,
-    states: FloatArray,
-    clocks: FloatArray,
-    heads: IntArray,
-    values: FloatArray,
-    dones: FloatArray,
-    peaks: FloatArray,
-    masks: BoolArray,
-) -> int:
-    """Keep `width` labels: the undominated ones by value, then the others by value; returns how many are kept."""
-    dominated = np.zeros(labels)
-    for a in range(labels):
-        for b in range(labels):
-            if a != b and values[b] >= values[a] and dones[b] <= dones[a] and peaks[b] <= peaks[a]:
-                strictly = values[b] > values[a] or dones[b] < dones[a] or peaks[b] < peaks[a]
-                if strictly or b < a:
-                    dominated[a] = 1.0
-                    break
-    span = 1.0
-    for a in range(labels):
-        span += values[a]
-    rank = np.argsort(dominated * span - values[:labels])
-    keep = np.sort(rank[:width])
-    for at in range(width):
-        source = keep[at]
-        if source != at:
-            states[at] = states[source]
-            clocks[at] = clocks[source]
-            heads[at] = heads[source]
-            values[at] = values[source]
-            dones[at] = dones[source]
-            peaks[at] = peaks[source]
-            masks[at] = masks[source]
-    return width
 
 
 @kernel
@@ -279,5 +145,5 @@ def all_at_once(
             trial[REM, items[k]] = item_rem[k]
     return check_set(
         trial, trial, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
-        np.empty((ROWS, n)), np.zeros(n, np.bool_), np.zeros(len(order)), np.empty(lines.shape[0]),
+        np.empty((ROWS, n)), np.zeros(len(order)), np.empty(lines.shape[0]),
     )  # fmt: skip

@@ -41,7 +41,7 @@ def shed_latest(
     for _ in range(n):
         trial = state.copy()
         verdict, time, bind = feasible_from(
-            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
         )
         if verdict == FEASIBLE:
             break
@@ -59,8 +59,7 @@ def shed_latest(
                     break
         else:
             _shed_decodes(
-                slots, floats, state, n, order, m, now, lines, caps, max_tokens, max_requests, served, chunks, load,
-                relegated,
+                slots, floats, state, n, order, m, now, lines, caps, max_tokens, max_requests, chunks, load, relegated,
             )  # fmt: skip
             continue
         if victim < 0:
@@ -88,7 +87,6 @@ def _shed_decodes(
     caps: FloatArray,
     max_tokens: float,
     max_requests: float,
-    served: BoolArray,
     chunks: FloatArray,
     load: FloatArray,
     relegated: BoolArray,
@@ -108,7 +106,7 @@ def _shed_decodes(
         for k in range(middle):
             trial[REM, rank[k]] = ABSENT
         verdict, _time, _bind = feasible_from(
-            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, served, chunks, load
+            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
         )
         if verdict == LATE_DECODE:
             low = middle + 1

@@ -129,7 +129,7 @@ def plan_step(
             head = commit_batch(trial, n, order, 0, after, served, chunks)
             verdict, _done, _bind = feasible_from(
                 trial, n, order, head, m, now + longer, lines, caps, max_tokens, max_requests,
-                np.zeros(n, np.bool_), np.zeros(m), load,
+                np.zeros(m), load,
             )  # fmt: skip
             if verdict != FEASIBLE:
                 decodes, prefills = base_decodes, base_prefills

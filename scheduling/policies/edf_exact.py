@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scheduling.batching import BatchSettings, DeadlineBatching
+from scheduling.batch_settings import BatchSettings
+from scheduling.batching import DeadlineBatching
 from scheduling.headroom import Headroom
 from scheduling.policies.exact import ExactAdmission
 from scheduling.policy import Policy

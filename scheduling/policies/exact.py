@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scheduling.admission import Newcomer, Problem, build, newcomers_of, reason
-from scheduling.batching import DEFAULT_SETTINGS, BatchSettings
+from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.explain import plan_lines
 from scheduling.headroom import NO_HEADROOM, Headroom, too_large
 from scheduling.kernels.rollout import FEASIBLE
@@ -50,41 +51,52 @@ class ExactAdmission:
         if not possible:
             return AdmissionDecision((), declined)
         problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
-        if self.headroom != NO_HEADROOM and not (affords := self.headroom.affordable(problem, table)).all():
-            for k in np.flatnonzero(~affords):
-                large = problem.newcomers[k]
-                declined[large.request_id] = too_large(large, limits.block_size)
-            possible = [new for new, yes in zip(problem.newcomers, affords, strict=True) if yes]
-            if not possible:
-                return AdmissionDecision((), declined)
-            problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
         everyone = np.ones(len(possible), dtype=np.bool_)
-        verdict, _, prefill_s, peak = problem.check(everyone)
-        explain: dict[str, object] = {
-            "residents": len(problem.residents),
-            "candidates": len(possible),
-            "capacity_blocks": problem.capacity_blocks,
-            "margin": model.margin,
-            "labels": 0,
-            "labels_ran_out": False,
-        }
+        verdict, _, *ends = problem.check(everyone)
+        if self.headroom != NO_HEADROOM:
+            affords = self.headroom.affordable(problem, table, ends[0] if verdict == FEASIBLE else math.inf)
+            if not affords.all():
+                for k in np.flatnonzero(~affords):
+                    large = problem.newcomers[k]
+                    declined[large.request_id] = too_large(large, limits.block_size)
+                if not affords.any():
+                    nobody = np.zeros(len(possible), dtype=np.bool_)
+                    return AdmissionDecision(
+                        (), declined, self._explain(problem, nobody, model.margin, problem.check(nobody)[2:])
+                    )
+                problem = problem.only(affords)
+                possible = problem.newcomers
+                everyone = everyone[affords]
+                verdict, _, *ends = problem.check(everyone)
+        search: dict[str, object] = {"labels": 0, "labels_ran_out": False}
         chosen = everyone
         if verdict != FEASIBLE:
             first, verdicts, binds = problem.greedy()
-            chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, explain)
+            chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, search)
             if (chosen != first).any():
                 # Whether any of the others can join the set still, and why the rest cannot.
                 chosen, verdicts, binds = problem.greedy(chosen)
-            _, _, prefill_s, peak = problem.check(chosen)
+            _, _, *ends = problem.check(chosen)
             for k in np.flatnonzero(~chosen):
                 why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
                 declined[problem.newcomers[k].request_id] = why
-        explain["peak_blocks"] = float(peak)
-        explain["prefills_done_s"] = float(prefill_s)
+        accepted = tuple(new.request_id for new, yes in zip(problem.newcomers, chosen, strict=True) if yes)
+        return AdmissionDecision(accepted, declined, {**self._explain(problem, chosen, model.margin, ends), **search})
+
+    def _explain(self, problem: Problem, chosen: BoolArray, margin: float, ends: Sequence[float]) -> dict[str, object]:
+        """The numbers of the plan in which these newcomers are taken; ends: what problem.check says last of it."""
+        prefills_s, peak = ends
+        explain: dict[str, object] = {
+            "residents": len(problem.residents),
+            "candidates": len(problem.newcomers),
+            "capacity_blocks": problem.capacity_blocks,
+            "margin": margin,
+            "peak_blocks": float(peak),
+            "prefills_done_s": float(prefills_s),
+        }
         if self.explain_lines:
             explain["lines"] = plan_lines(problem, chosen)
-        accepted = tuple(new.request_id for new, yes in zip(problem.newcomers, chosen, strict=True) if yes)
-        return AdmissionDecision(accepted, declined, explain)
+        return explain
 
     def _search(
         self,
@@ -92,18 +104,18 @@ class ExactAdmission:
         best: BoolArray,
         replica: tuple[float, RequestTable, int, TimeModel, EngineLimits],
         possible: list[Newcomer],
-        explain: dict[str, object],
+        found_by: dict[str, object],
     ) -> BoolArray:
         """Most valuable of {`best`, label search, Algorithm 1} that the oracle holds feasible; all do not fit."""
         if self.max_labels == 0 or len(problem.items) == 1:
             return best
         best_value = float(problem.item_value[best].sum())
-        found, value, used, ran_out = problem.label_search(self.max_labels)
-        explain.update(labels=used, labels_ran_out=ran_out)
+        found, value, used, ran_out = problem.label_search(self.max_labels, best_value)
+        found_by.update(labels=used, labels_ran_out=ran_out)
         if value > best_value + VALUE_EPS:
             best, best_value = found, value
         if not ran_out:
-            # Every feasible set that adds to a feasible one was a label.
+            # Every feasible set that adds to a feasible one was a label, or could not have been worth more.
             return best
         # Algorithm 1 plans ten newcomers at most, the first by deadline; only what it may win by is worked out.
         first = sorted(possible, key=lambda new: (new.due_s, new.request_id))[:MAX_NEW]

@@ -79,13 +79,16 @@ def _plan(
     held = np.zeros(used, np.bool_)
     for i in range(evicted):
         held[preempted[i]] = True
-    for slot in slots:
+    # Prompts that have begun go first: one that cannot begin for want of memory must not hold them up.
+    queue = np.concatenate((running[:runs], slots))
+    for place in range(runs + n):
+        slot = queue[place]
+        started = ints[KV_BLOCKS, slot] > 0
         remaining = ints[PREFILL_REMAINING, slot]
-        if remaining == 0 or held[slot]:
+        if remaining == 0 or held[slot] or started != (place < runs):
             continue
         if left <= 0:
             break
-        started = ints[KV_BLOCKS, slot] > 0
         if not started:
             if evicted > 0 or placed >= places:
                 break

@@ -48,15 +48,21 @@ def _plan(
     chunks = np.empty(n, np.int64)
     decodes = np.empty(n, np.int64)
     preempted = np.empty(n, np.int64)
+    residents = np.empty(n, np.int64)
     running = 0
     for slot in slots:
-        running += ints[KV_BLOCKS, slot] > 0
+        if ints[KV_BLOCKS, slot] > 0:
+            residents[running] = slot
+            running += 1
     chunked, left = 0, free
-    for slot in slots:
-        remaining = ints[PREFILL_REMAINING, slot]
-        if remaining == 0:
-            continue
+    # Prompts that have begun go first: one that cannot begin for want of memory must not hold them up.
+    queue = np.concatenate((residents[:running], slots))
+    for place in range(running + n):
+        slot = queue[place]
         started = ints[KV_BLOCKS, slot] > 0
+        remaining = ints[PREFILL_REMAINING, slot]
+        if remaining == 0 or started != (place < running):
+            continue
         if not started and running + chunked >= places:
             break
         want = blocks_wanted(ints, slot, remaining, block)
@@ -78,13 +84,7 @@ def _plan(
         chunked += 1
     if chunked > 0:
         return decodes[:0], prefills[:chunked], chunks[:chunked], preempted[:0]
-    residents = np.empty(n, np.int64)
-    count = 0
-    for slot in slots:
-        if ints[KV_BLOCKS, slot] > 0:
-            residents[count] = slot
-            count += 1
-    served, evicted, free = serve_decodes(residents[:count], ints, free, block, spec, places, decodes, preempted)
+    served, evicted, free = serve_decodes(residents[:running], ints, free, block, spec, places, decodes, preempted)
     return decodes[:served], prefills[:0], chunks[:0], preempted[:evicted]
 
 

@@ -193,11 +193,11 @@ def main(data_dir: Path, port: int, password: str) -> None:
         server.start()
     except EmbeddedRedisError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(redact(server.url))
     # The handler only takes note: waiting for the child in it would wait for the wait that it interrupts.
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
+    click.echo(redact(server.url))
     while server.running and not stopping.wait(0.2):
         pass
     server.stop()

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from services.common.security import SecurityError, SecuritySettings, read_file, server_credentials, server_interceptors
+from services.common.well_formed import WellFormed
 
 PROTO_VERSION = 1
 """Version of the worker API that this release speaks."""
@@ -37,7 +38,7 @@ def new_server(
 ) -> grpc.aio.Server:
     """Make a server. Where a cluster token is set, only callers with it get in, except to open_services."""
     gate = server_interceptors(settings, open_services)
-    return grpc.aio.server(interceptors=[*gate, *interceptors], options=[*_SERVER_LIMITS, *options])
+    return grpc.aio.server(interceptors=[*gate, *interceptors, WellFormed()], options=[*_SERVER_LIMITS, *options])
 
 
 def add_port(server: grpc.aio.Server, address: str, settings: SecuritySettings) -> int:

@@ -35,7 +35,7 @@ def replica_to_wire(replica: Replica) -> admin_pb2.Replica:
         rtt_ms=1e3 * replica.link.rtt_s,
         hardware=info.hardware,
         time_model_json=mirror.model.to_json() if mirror is not None else info.time_model_json,
-        problem="" if replica.usable else replica.problem,
+        problem=replica.alone if replica.usable else replica.problem,
         block_size=info.block_size,
         max_batch_tokens=info.max_batch_tokens,
         max_batch_requests=info.max_batch_requests,

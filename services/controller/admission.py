@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class AdmissionSettings:
     """best_effort_waiting: best-effort requests that may wait on one replica without having started.
 
-    failover_wait_s: how long a request may wait for any replica after its own was lost, seconds.
+    failover_wait_s: how long a request may wait for any replica where its own was lost, or no link stands, seconds.
     """
 
     best_effort_waiting: int = 4
@@ -207,8 +207,8 @@ class AdmissionLoop:
 
     def _no_replica(self, request: LiveRequest) -> None:
         why = self._replicas.why_none(request.call.model)
-        if not request.attempts:
+        if not (request.attempts or self._replicas.awaited(request.call.model)):
             self._listener.refused(request, ApiError("UNAVAILABLE", why, retry_after_s=2.0))
             return
-        # Its replica was lost; another may come, and until then it waits like best-effort work.
+        # A replica was lost and another may come, or its link broke for a moment: it waits like best-effort work.
         self._declined(request, why)

@@ -14,6 +14,7 @@ from protos.slos.v1 import client_pb2, client_pb2_grpc
 from services.common.security import ApiKeys, SecuritySettings, carries_token
 from services.controller.chat_template import TemplateError
 from services.controller.contract import ApiError, Gateway, GenerationCall
+from services.controller.sampling import check_token_ids
 from services.controller.tokenizer import ModelTokenizer
 
 LONG_TEXT_CHARS = 20_000
@@ -103,6 +104,7 @@ class ClientApi(client_pb2_grpc.ClientServicer):
         if model is None:
             known = ", ".join(sorted(self._catalog)) or "none"
             raise ApiError("NOT_FOUND", f"model {request.model!r} is not served; models: {known}", param="model")
+        check_token_ids(request.sampling, model)
         token_ids = await self._token_ids(request, model)
         return GenerationCall(
             model=request.model,

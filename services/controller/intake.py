@@ -96,7 +96,8 @@ class Intake:
 
     def _mirror(self, model: str) -> ReplicaMirror:
         """Replica whose time model is the reference of this model's zero-load prefill; kept while it serves."""
-        usable = [replica.mirror for replica in self._replicas.usable(model) if replica.mirror is not None]
+        serving = self._replicas.usable(model) or self._replicas.awaited(model)
+        usable = [replica.mirror for replica in serving if replica.mirror is not None]
         kept = self._reference.get(model)
         if kept is None or (usable and not any(mirror is kept for mirror in usable)):
             if not usable:

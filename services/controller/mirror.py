@@ -92,6 +92,13 @@ class ReplicaMirror:
             self.prefixes.forget(chain, cached_tokens)
             self.prefixes.add(chain, self.free_blocks)
 
+    def handed_over(self, request: LiveRequest, cached_tokens: int) -> None:
+        """Learn from the end of a prefill half what the prefix cache held and holds now: the prompt at least."""
+        if self.prefixes is not None:
+            chain = block_chain(request.call.token_ids, self.limits.block_size)
+            self.prefixes.forget(chain, cached_tokens)
+            self.prefixes.add(chain, self.free_blocks)
+
     def ended(self, request: LiveRequest) -> None:
         """Learn from a request's end; its last token was never read, so the KV of that one is not there."""
         if self.prefixes is not None:

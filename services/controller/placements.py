@@ -25,6 +25,7 @@ class Placements:
         self.requests: dict[str, LiveRequest] = {}
         self.legs: dict[str, LiveRequest] = {}
         self.leaving: dict[str, float] = {}
+        self._handles: dict[str, str] = {}
         self._worker_id = worker_id
         self._link = link
 
@@ -50,6 +51,17 @@ class Placements:
         self.legs[name] = request
         command = worker_pb2.Command(submit=prefill_submission(request, handover))
         self._link.send(command, stamping(first_due_s, None, request.arrival_s))
+
+    def hand_over(self, request: LiveRequest, kv_handle: str) -> None:
+        """Tell the decode half of a request what its prefill half has said of the KV."""
+        self._handles = {name: handle for name, handle in self._handles.items() if name in self.requests}
+        if request.wire_id in self.requests:
+            self._handles[request.wire_id] = kv_handle
+            self._send_handle(request.wire_id)
+
+    def _send_handle(self, wire_id: str) -> None:
+        hand_over = worker_pb2.HandOver(request_id=wire_id, kv_handle=self._handles[wire_id])
+        self._link.send(worker_pb2.Command(hand_over=hand_over))
 
     def promote(self, request: LiveRequest, first_due_s: float) -> None:
         """Make a best-effort request standard."""
@@ -95,6 +107,9 @@ class Placements:
             self.gone(wire_id)
         for wire_id in held - ours:
             self.take_back(wire_id)
+        for wire_id in self._handles.keys() & held:
+            # The word may have been lost with the connection; one that was heard before is ignored.
+            self._send_handle(wire_id)
         return ours - held
 
     def clear(self) -> tuple[list[LiveRequest], list[LiveRequest]]:

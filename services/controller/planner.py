@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from scheduling.pairs import decide_pair, next_step_s
+from scheduling.pairs import decide_pair, taking_in_s
 from scheduling.policy import Policy
 from scheduling.promotion import promote
 from scheduling.types import AdmissionDecision, Candidate
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
-from services.controller.targets import Target, mirror_of, targets
+from services.controller.targets import Target, mirror_of, targets, with_prefix
 from services.controller.transfers import TransferTimes
 
 log = logging.getLogger(__name__)
@@ -46,28 +46,26 @@ class Planner:
         now_s = time.monotonic()
         ordered, last = targets(replicas)
         views = [mirror_of(target.first).view(requests) for target in ordered]
-        all_targets = ordered + last
-        last_hops = range(len(ordered), len(all_targets))
-        hops = {
-            request.request_id: deque((*self.policy.routing.order(now_s, self._candidate(request), views), *last_hops))
-            for request in requests
-        }
+        hops: dict[str, deque[Target]] = {}
+        for request in requests:
+            order = self.policy.routing.order(now_s, self._candidate(request), views)
+            hops[request.request_id] = deque((*with_prefix(request, [ordered[i] for i in order], replicas), *last))
         reasons = {request.request_id: "no replica was asked" for request in requests}
         asking, declined = list(requests), []
         while asking:
-            groups: dict[int, list[LiveRequest]] = {}
+            groups: dict[Target, list[LiveRequest]] = {}
             for request in asking:
                 if hops[request.request_id]:
                     groups.setdefault(hops[request.request_id].popleft(), []).append(request)
                 else:
                     declined.append((request, reasons[request.request_id]))
             asking = []
-            for index, group in groups.items():
-                decision = self._decide(group, all_targets[index], now_s)
+            for target, group in groups.items():
+                decision = self._decide(group, target, now_s)
                 accepted = set(decision.accepted)
                 for request in group:
                     if request.wire_id in accepted:
-                        place(request, all_targets[index])
+                        place(request, target)
                     else:
                         reasons[request.request_id] = decision.declined.get(request.wire_id, "the plan left it out")
                         asking.append(request)
@@ -78,7 +76,9 @@ class Planner:
         ordered, _ = targets(replicas)
         views = [mirror_of(target.first).view([request]) for target in ordered]
         order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
-        return ordered[order[0]] if order else min(ordered, key=lambda target: len(target.decode.placed.requests))
+        if order:
+            return with_prefix(request, [ordered[order[0]]], replicas)[0]
+        return min(ordered, key=lambda target: len(target.decode.placed.requests))
 
     def prefill_due_s(self, request: LiveRequest, target: Target) -> float:
         """When the prefill half of a hand-over must be done, so that the other half has the first token in time."""
@@ -86,7 +86,7 @@ class Planner:
         tokens = request.prompt_tokens + len(request.output)
         transfer_s = self.transfers.model(target.prefill.worker_id, target.decode.worker_id).duration_s(tokens)
         return (
-            next_due_s(request, self.engine_due_s(request)) - transfer_s - next_step_s(mirror_of(target.decode).view())
+            next_due_s(request, self.engine_due_s(request)) - transfer_s - taking_in_s(mirror_of(target.decode).view())
         )
 
     def promotable(self, requests: Sequence[LiveRequest], replica: Replica) -> list[LiveRequest]:

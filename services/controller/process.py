@@ -14,6 +14,7 @@ from scheduling import registry as policies
 from scheduling.policy import Policy
 from services.common import rpc
 from services.common.metrics import CollectorRegistry
+from services.common.stalls import watched
 from services.common.store import Store, StoreUnavailable
 from services.controller.core import Core
 from services.controller.gate import Gate
@@ -53,12 +54,13 @@ async def serve(settings: ControllerSettings) -> None:
         loop.add_signal_handler(name, stopping.set)
     await servers.start()
     try:
-        while not stopping.is_set():
-            leading = asyncio.create_task(_lead(settings, store, catalog, policy, metrics, gate, stopping))
-            stop = asyncio.create_task(stopping.wait())
-            await asyncio.wait((leading, stop), return_when=asyncio.FIRST_COMPLETED)
-            stop.cancel()
-            await leading
+        with watched():
+            while not stopping.is_set():
+                leading = asyncio.create_task(_lead(settings, store, catalog, policy, metrics, gate, stopping))
+                stop = asyncio.create_task(stopping.wait())
+                await asyncio.wait((leading, stop), return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+                await leading
     finally:
         gate.close("the controller is shutting down")
         await servers.stop()

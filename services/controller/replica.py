@@ -44,6 +44,8 @@ class Replica:
         self.info = info
         self.state = ReplicaState.CONNECTING
         self.problem = ""
+        self.alone = ""
+        """Why a usable worker with one role has no counterpart, where one of the other role is there."""
         self.incarnation = ""
         self.last_event = 0
         self.acknowledged = 0

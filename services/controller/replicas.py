@@ -19,6 +19,7 @@ from services.controller.link import LinkTimes
 from services.controller.replica import Replica
 from services.controller.replica_events import ReplicaEvents, ReplicaState
 from services.controller.request import LiveRequest
+from services.controller.targets import why_alone
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,16 @@ class ReplicaManager:
         found = [replica for replica in self if replica.usable and replica.info.model == model]
         return sorted(found, key=lambda replica: replica.worker_id)
 
+    def awaited(self, model: str) -> list[Replica]:
+        """Replicas of this model that have served before and may take work in a moment: at most their link broke."""
+        return [
+            replica
+            for replica in self
+            if replica.info.model == model
+            and replica.mirror is not None
+            and replica.state in (ReplicaState.CONNECTING, ReplicaState.READY)
+        ]
+
     def models(self) -> list[client_pb2.Model]:
         """Models that any known replica serves."""
         models: dict[str, client_pb2.Model] = {}
@@ -119,6 +130,7 @@ class ReplicaManager:
                     log.debug("registry not read: %s", error)
                 next_poll_s = time.monotonic() + self._settings.poll_s
             self._give_up_on_silent(time.monotonic())
+            self._say_who_is_alone()
             await asyncio.sleep(TICK_S)
 
     async def close(self) -> None:
@@ -190,3 +202,13 @@ class ReplicaManager:
                 and now_s - replica.disconnected_s > self._settings.stream_grace_s
             ):
                 replica.give_up(f"no stream for {now_s - replica.disconnected_s:.1f} s ({replica.problem})")
+
+    def _say_who_is_alone(self) -> None:
+        """Tell people of workers that no other one can exchange KV with, when that becomes so."""
+        for model in self.models():
+            usable = self.usable(model.name)
+            for replica in usable:
+                why = why_alone(replica, usable)
+                if why and why != replica.alone:
+                    log.error("worker %s serves alone: %s", replica.worker_id, why)
+                replica.alone = why

@@ -6,6 +6,7 @@ import math
 
 from protos.slos.v1 import common_pb2
 from services.controller.contract import ApiError
+from services.controller.tokenizer import ModelTokenizer
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -21,6 +22,15 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "frequency_penalty": (-2.0, True, 2.0),
     "repetition_penalty": (0.0, False, 100.0),
 }
+
+
+def check_token_ids(sampling: common_pb2.Sampling, model: ModelTokenizer) -> None:
+    """ApiError names the parameter that speaks of a token which the model does not have."""
+    for name in ("stop_token_ids", "logit_bias"):
+        try:
+            model.check_ids(getattr(sampling, name))
+        except ValueError as error:
+            _refuse(name, str(error))
 
 
 def checked_sampling(sampling: common_pb2.Sampling, prompt_tokens: int, window: int) -> common_pb2.Sampling:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from protos.slos.v1 import worker_pb2
 from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
 from services.controller.submission import leg_id
+
+PREFIX_WORTH = 0.25
+"""A decode worker that holds all of a request is preferred to one with so much more of its memory free (share)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +43,81 @@ def targets(replicas: Sequence[Replica]) -> tuple[list[Target], list[Target]]:
     """Return the targets among usable replicas that routing orders, and those that are asked when these decline.
 
     Co-located replicas stand beside pairs. Each prefill worker is paired with the least loaded decode worker that is
-    not taken yet, and as a second choice with the next one. A worker with one role serves a request alone where it
-    has no counterpart, or when no pair can promise it.
+    not taken yet, and as a second choice with the next one; workers whose KV differs in form are never paired. A worker
+    with one role serves a request alone where it has no counterpart, or when no pair can promise it.
     """
     both = [replica for replica in replicas if replica.info.role == "both"]
     prefills = [replica for replica in replicas if replica.info.role == "prefill"]
     decodes = sorted((replica for replica in replicas if replica.info.role == "decode"), key=_load)
-    can_send = [replica for replica in prefills if replica.info.kv_address]
-    can_take = [replica for replica in decodes if replica.info.kv_address]
+    takers = {prefill: _takers(prefill, decodes) for prefill in prefills}
+    can_send = [prefill for prefill in prefills if takers[prefill]]
     wholes = [Target(replica) for replica in both]
     alone = [Target(replica) for replica in (*decodes, *prefills)]
-    if not can_send or not can_take:
+    if not can_send:
         return wholes + alone, []
-    pairs = [Target(can_take[index % len(can_take)], prefill) for index, prefill in enumerate(can_send)]
-    others = [Target(can_take[(index + 1) % len(can_take)], prefill) for index, prefill in enumerate(can_send)]
-    return wholes + pairs, (others[:2] if len(can_take) > 1 else []) + alone[:2]
+    pairs = [_nth_pair(prefill, takers[prefill], index) for index, prefill in enumerate(can_send)]
+    others = [_nth_pair(prefill, takers[prefill], index + 1) for index, prefill in enumerate(can_send)]
+    return wholes + pairs, [target for target in others[:2] if target not in pairs] + alone[:2]
+
+
+def with_prefix(request: LiveRequest, order: Sequence[Target], replicas: Sequence[Replica]) -> list[Target]:
+    """Return the targets in this order, each pair after the one whose decode worker holds more of the request.
+
+    What it holds need not be sent, and takes no memory a second time. That is worth a certain difference in load.
+    """
+    tokens = request.prompt_tokens + len(request.output)
+    worth = {
+        replica: _load(replica)[0] - PREFIX_WORTH * held / tokens
+        for replica in replicas
+        if replica.info.role == "decode" and (held := mirror_of(replica).cached_tokens(request))
+    }
+    if not worth:
+        return list(order)
+    found: list[Target] = []
+    for target in order:
+        if target.prefill is not None:
+            own = worth.get(target.decode, _load(target.decode)[0])
+            better = [decode for decode in _takers(target.prefill, list(worth)) if worth[decode] < own]
+            if better:
+                found.append(Target(min(better, key=worth.__getitem__), target.prefill))
+        found.append(target)
+    return list(dict.fromkeys(found))
+
+
+def why_not_paired(prefill: worker_pb2.WorkerInfo, decode: worker_pb2.WorkerInfo) -> str:
+    """Say for people why one worker cannot hand KV over to another; empty when it can."""
+    for info in (prefill, decode):
+        if not info.kv_address:
+            return f"{info.worker_id} has no KV exchange: start it with --kv-exchange"
+    if prefill.kv_layout != decode.kv_layout:
+        return (
+            f"{prefill.worker_id} has KV of the form [{prefill.kv_layout}], {decode.worker_id} [{decode.kv_layout}]: "
+            "start both with the same settings"
+        )
+    return ""
+
+
+def why_alone(replica: Replica, replicas: Sequence[Replica]) -> str:
+    """Say for people why no worker of the other role can hand over to or from this one; empty when one can.
+
+    Empty also where there is no worker of the other role: then nothing is wrong with this one.
+    """
+    role = replica.info.role
+    if role == "prefill":
+        reasons = [why_not_paired(replica.info, other.info) for other in replicas if other.info.role == "decode"]
+    elif role == "decode":
+        reasons = [why_not_paired(other.info, replica.info) for other in replicas if other.info.role == "prefill"]
+    else:
+        return ""
+    return reasons[0] if reasons and all(reasons) else ""
+
+
+def _takers(prefill: Replica, decodes: Sequence[Replica]) -> list[Replica]:
+    return [decode for decode in decodes if not why_not_paired(prefill.info, decode.info)]
+
+
+def _nth_pair(prefill: Replica, decodes: Sequence[Replica], index: int) -> Target:
+    return Target(decodes[index % len(decodes)], prefill)
 
 
 def mirror_of(replica: Replica) -> ReplicaMirror:

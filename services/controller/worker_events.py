@@ -52,6 +52,11 @@ class WorkerEvents:
         """The KV of a prompt is on its way, or its half has failed."""
         if update.finish_reason == common_pb2.FINISH_REASON_LENGTH:
             request.prefilled_s = ended_s
+            if replica.mirror is not None:
+                replica.mirror.handed_over(request, update.cached_tokens)
+            decode = self._find(request.replica)
+            if decode is not None and update.kv_handle:
+                decode.placed.hand_over(request, update.kv_handle)
         else:
             request.prefill_replica = ""
             self.prefill_lost(replica, request, update.error or "its half of the request ended early")

@@ -46,7 +46,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
             return
         if first is grpc.aio.EOF or first.WhichOneof("command") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first command must be Hello")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first command must be Hello, and well-formed")
             return
         try:
             session = host.attach(first.hello)

@@ -71,6 +71,12 @@ _OPTIONS = [
     click.option("--tensor-parallel-size", type=_COUNT, help="vLLM only"),
     click.option("--enforce-eager/--no-enforce-eager", default=None, help="vLLM only: no compiled graphs"),
     click.option("--kv-exchange/--no-kv-exchange", default=None, help="by default for --role prefill and decode"),
+    click.option(
+        "--kv-transport",
+        default="torch",
+        type=click.Choice(["torch", "nixl"]),
+        help="nixl: vLLM only, for RDMA fabrics; needs the package nixl",
+    ),
     click.option("--kv-host", default="", help="address for KV from other workers; by default that of --host"),
     click.option("--kv-port", default=0, type=click.IntRange(0, 65535), help="0 for any"),
     click.option("--kv-backend", default="auto", type=click.Choice(["auto", "gloo", "nccl"])),

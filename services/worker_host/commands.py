@@ -45,6 +45,8 @@ class Commands:
                 await self._submit(session, command.submit, received_s)
             case "cancel":
                 await self._host.engine.cancel(command.cancel.request_id)
+            case "hand_over":
+                await self._host.engine.hand_over(command.hand_over.request_id, command.hand_over.kv_handle)
             case "promote":
                 await self._promote(session, command.promote, received_s)
             case "relegate":
@@ -63,7 +65,7 @@ class Commands:
             case "hello":
                 self._reject("", "FAILED_PRECONDITION", "Hello comes once, as the first command")
             case _:
-                self._reject("", "UNIMPLEMENTED", "the command is empty or newer than this worker")
+                self._reject("", "UNIMPLEMENTED", "the command is empty, malformed or newer than this worker")
 
     async def _submit(self, session: Session, submit: worker_pb2.Submit, received_s: float) -> None:
         host, request_id = self._host, submit.request_id

@@ -52,11 +52,15 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class KvEnd:
-    """The engine's end of the KV exchange: the worker's name, the settings, and the size of an emulated block."""
+    """The engine's end of the KV exchange: the worker's name, the settings, and the size of an emulated block.
+
+    transport: "torch" or "nixl".
+    """
 
     worker_id: str
     config: KvConfig
     emulated_block_bytes: int = 256
+    transport: str = "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ def _emulated(options: EngineOptions, kv: KvEnd | None) -> BuiltEngine:
         "output_mean": options.output_mean,
         "hardware": options.hardware or None,
     }
+    if kv is not None and kv.transport != "torch":
+        raise EngineError("Emulated engines exchange KV over --kv-transport torch only")
     if kv is not None:
         given |= {
             "worker_id": kv.worker_id,
@@ -165,7 +171,11 @@ def _vllm(options: EngineOptions, kv: KvEnd | None) -> BuiltEngine:
         prefix_caching=options.prefix_caching,
         **{name: value for name, value in given.items() if value is not None},
     )
-    if kv is not None:
+    if kv is not None and kv.transport == "nixl":
+        from engine.vllm.kv.nixl_settings import with_nixl
+
+        config = with_nixl(config, kv.config)
+    elif kv is not None:
         config = with_kv_exchange(config, kv.worker_id, kv.config)
     # Where the cores are matters less than how many there are.
     threads = len(options.cpu_cores.split(",")) if options.cpu_cores else "auto"

@@ -16,11 +16,13 @@ _DEFAULT = KvConfig()
 class KvOptions:
     """Settings of the KV exchange; seconds and bytes, as in engine.kv.config.KvConfig.
 
-    kv_exchange: None opens it for a worker that has one role only. A worker that may be given another role at run time
-    needs it from the start. kv_host: the address to listen on, which must be one that the other workers reach; by
-    default the worker's own. kv_block_bytes: size of an emulated engine's blocks.
+    kv_transport: "torch" (engine.kv, over torch.distributed) or "nixl" (vLLM's own connector). kv_exchange: None opens
+    it for a worker that has one role only. A worker that may be given another role at run time needs it from the start.
+    kv_host: the address to listen on, which must be one that the other workers reach; by default the worker's own.
+    kv_block_bytes: size of an emulated engine's blocks.
     """
 
+    kv_transport: str = "torch"
     kv_exchange: bool | None = None
     kv_host: str = ""
     kv_port: int = 0

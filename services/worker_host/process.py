@@ -20,6 +20,7 @@ from protos.slos.v1 import worker_pb2, worker_pb2_grpc
 from services.common import metrics
 from services.common.rpc import add_port, new_server
 from services.common.security import SecurityError, SecuritySettings
+from services.common.stalls import watched
 from services.common.store import ReplicaRecord, Store, StoreSettings, StoreUnavailable
 from services.worker_host import engines, wire
 from services.worker_host.attach import WorkerService
@@ -99,7 +100,8 @@ async def run(settings: WorkerSettings) -> int:
         service.serve(host)
         await _say(health_service, True)
         log.info("serving", extra={"worker": worker.worker_id, "role": worker.role, "address": address})
-        return await _serve(settings, host, registration, stops, health_service)
+        with watched():
+            return await _serve(settings, host, registration, stops, health_service)
     except _StopRequested:
         log.info("told to end before the worker served")
         return 0
@@ -189,7 +191,7 @@ def _why(done: set[asyncio.Task[None]]) -> tuple[str, bool]:
 
 def _kv_end(settings: WorkerSettings, worker_id: str) -> engines.KvEnd | None:
     config = settings.kv.config(settings.role, settings.host, settings.advertise)
-    return engines.KvEnd(worker_id, config, settings.kv.kv_block_bytes) if config else None
+    return engines.KvEnd(worker_id, config, settings.kv.kv_block_bytes, settings.kv.kv_transport) if config else None
 
 
 async def _take_fence(store: Store, host: WorkerHost) -> None:

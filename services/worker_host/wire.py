@@ -154,6 +154,7 @@ def _request_step(update: RequestUpdate) -> worker_pb2.RequestStep:
         draft_tokens=update.draft_tokens,
         relegated=update.relegated,
         kv_recomputed=update.kv_recomputed,
+        kv_handle=update.kv_handle,
     )
 
 
@@ -193,4 +194,5 @@ def worker_info(
         kv_address=engine.kv_address,
         max_spec_tokens=engine.max_spec_tokens,
         prefix_caching=engine.prefix_caching,
+        kv_layout=engine.kv_layout,
     )

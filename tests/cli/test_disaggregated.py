@@ -27,7 +27,8 @@ def test_pair_serves_and_advises_and_changes_roles(pair: Cluster) -> None:
     assert refused.returncode == Exit.REFUSED
     assert "no load to judge by" in refused.stderr
 
-    answer = pair.slosctl_json("chat", "--max-tokens", "8", "What is a deadline?")
+    # The default class asks for the first token within five prefills of so short a prompt: no time to hand it over.
+    answer = pair.slosctl_json("chat", "--ttft-ms", "2000", "--max-tokens", "8", "What is a deadline?")
     history = "\n".join(pair.slosctl_json("requests", "show", answer["request_id"])["history"])
     assert "prefill-0" in history
     assert "decode-1" in history
@@ -41,3 +42,10 @@ def test_pair_serves_and_advises_and_changes_roles(pair: Cluster) -> None:
     roles = {replica["replica"]: replica["role"] for replica in pair.slosctl_json("replicas", "ls")}
     assert roles == {"prefill-0": "decode", "decode-1": "prefill"}
     assert pair.slosctl_json("chat", "--max-tokens", "8", "And what is a promise?")["request_id"]
+
+
+def test_a_drained_replica_is_struck_off(pair: Cluster) -> None:
+    """Last in this module: the pair is one afterwards."""
+    assert pair.slosctl_json("replicas", "drain", "decode-1", "--wait", "30")["state"] == "drained"
+    assert pair.slosctl_json("replicas", "rm", "decode-1") == {"removed": "decode-1"}
+    assert {replica["replica"] for replica in pair.slosctl_json("replicas", "ls")} == {"prefill-0"}

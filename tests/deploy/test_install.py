@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from deploy import lock
+from tests.deploy.conftest import Installed, copy_of_the_sources, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,7 +29,7 @@ def canonical(name: str) -> str:
 
 
 def test_every_requirement_is_pinned_exactly() -> None:
-    assert set(EXTRAS) == {"controller", "cpu-worker", "gpu-worker", "loadtest", "dev"}
+    assert set(EXTRAS) == {"controller", "cpu-worker", "gpu-worker", "nixl", "loadtest", "dev"}
     loose = [
         requirement
         for requirements in [PROJECT["dependencies"], *EXTRAS.values()]
@@ -50,6 +51,12 @@ def test_lock_agrees_with_the_project(name: str) -> None:
     assert different == [], "run `make lock`"
 
 
+def test_make_lock_would_write_the_locks_that_are_here(tmp_path: Path) -> None:
+    lock.main(tmp_path)
+    for name in SETS:
+        assert (tmp_path / f"{name}.txt").read_text() == (ROOT / "deploy" / "requirements" / f"{name}.txt").read_text()
+
+
 def test_locks_leave_out_what_breaks() -> None:
     assert not set(pins("cpu")) & {"torchvision", "torchaudio", "torchcodec", "vllm", "nvidia-nccl-cu13"}
     assert pins("cpu")["torch"].endswith("+cpu")
@@ -62,44 +69,28 @@ def test_gpu_worker_has_one_nccl() -> None:
     assert "nvidia-nccl-cu12" not in names
 
 
-def install(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [checkout / "deploy" / "install.sh", *arguments],
-        cwd=checkout.parent,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the sources."""
-    copy = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("benchmarks", "cli", "deploy", "engine", "loadtest", "protos", "scheduling", "services", "simulation"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, copy)
-    return copy
+    return copy_of_the_sources(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where setups that fail may have their environment: making one takes seconds, and no failure leaves anything."""
+    return tmp_path_factory.mktemp("unfinished") / "venv"
 
 
 @pytest.mark.timeout(300)
-def test_installs_once(checkout: Path) -> None:
-    arguments = ["--set", "controller", "--packages-only"]
-    first = install(checkout, *arguments)
-    assert first.returncode == 0, first.stdout + first.stderr
-    for phrase in ("creating .venv", f"installing {len(pins('controller'))} packages", "25 of", "packages installed"):
-        assert phrase in first.stdout
-    assert "WARNING" not in first.stdout + first.stderr
-    slosctl = checkout / ".venv" / "bin" / "slosctl"
+def test_installs_once(installed: Installed) -> None:
+    count = len(pins("controller"))
+    for phrase in ("creating .venv", f"installing {count} packages", "25 of", "packages installed"):
+        assert phrase in installed.said
+    assert "WARNING" not in installed.said
+    slosctl = installed.python.with_name("slosctl")
     listed = subprocess.run([slosctl, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert PROJECT["version"] in listed.stdout
     began_s = time.monotonic()
-    second = install(checkout, *arguments)
+    second = install(installed.checkout, "--set", "controller", "--packages-only")
     assert second.returncode == 0
     assert second.stdout == ""
     assert time.monotonic() - began_s < 20
@@ -114,18 +105,18 @@ def test_mistakes_are_said(checkout: Path) -> None:
     assert "controller.txt" in no_set.stderr
 
 
-def test_missing_torch_index_is_said(checkout: Path) -> None:
+def test_missing_torch_index_is_said(checkout: Path, unfinished: Path) -> None:
     (checkout / "deploy" / "requirements" / "cpu.txt").write_text("torch==2.13.0+nowhere\n")
-    done = install(checkout, "--packages-only")
+    done = install(checkout, "--venv", str(unfinished), "--packages-only")
     assert done.returncode == 1
     assert "PIP_EXTRA_INDEX_URL" in done.stderr
     assert "pytorch.org" in done.stderr
-    assert not (checkout / ".venv" / ".setup-packages").exists()
+    assert not (unfinished / ".setup-packages").exists()
 
 
-def test_failure_shows_the_end_of_the_log(checkout: Path) -> None:
+def test_failure_shows_the_end_of_the_log(checkout: Path, unfinished: Path) -> None:
     (checkout / "deploy" / "requirements" / "cpu.txt").write_text("click==0.0.99\n")
-    done = install(checkout, "--packages-only")
+    done = install(checkout, "--venv", str(unfinished), "--packages-only")
     assert done.returncode == 1
     assert "click==0.0.99" in done.stderr
     assert "setup-packages.log" in done.stderr

@@ -9,17 +9,16 @@ import contextlib
 import os
 import random
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.engine.emulated_peer import Peer
-from tests.engine.test_emulated_faults import CONFIG, KV, hand_over, leg, make, right
+from tests.engine.engine_peer import Peer
+from tests.engine.faults import Fleet, Kind, leg
+from tests.engine.test_emulated_faults import Emulated
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
-ROUNDS = 20
 NOBODY = "02:00:00:00:00:99"
 
 
@@ -35,10 +34,10 @@ class Hosts:
     names: tuple[str, str]
     addresses: tuple[str, str] = ("10.213.47.1", "10.213.47.2")
 
-    def engine(self, side: int, worker_id: str) -> Peer:
-        """Start an engine on one of the hosts."""
-        exchange = replace(KV, host=self.addresses[side])
-        return Peer(replace(CONFIG, worker_id=worker_id, kv_exchange=exchange), self.names[side])
+    def engine(self, side: int, worker_id: str, kind: Kind) -> Peer:
+        """Start an engine on one of the hosts; nothing else listens there, so any port is free."""
+        exchange = replace(kind.kv, host=self.addresses[side], port=7100)
+        return kind.start(worker_id, exchange, namespace=self.names[side])
 
     def cut(self) -> None:
         """Lose every packet from now on, since it goes to nobody's card; no side is told."""
@@ -70,31 +69,36 @@ def hosts() -> Iterator[Hosts]:
                 ip("netns", "del", name)
 
 
-def test_cut_and_heal_between_the_pair(hosts: Hosts) -> None:
-    prefill, decode = hosts.engine(0, "p"), hosts.engine(1, "d")
+def cut_and_heal(hosts: Hosts, fleet: Fleet) -> None:
+    """Cut the link while KV is on its way; tokens stay right, and after the healing KV is handed over again."""
+    prefill, decode = hosts.engine(0, "p", fleet.kind), hosts.engine(1, "d", fleet.kind)
     cut_off = after_healing = 0
     try:
-        for number in range(ROUNDS):
+        for number in range(fleet.kind.rounds):
             draw = random.Random(number)
-            requests = [make(draw) for _ in range(6)]
+            requests = [fleet.make(draw) for _ in range(6)]
             for request in requests:
-                hand_over(request, prefill, decode)
-            time.sleep(draw.uniform(0.0, 0.03))
+                fleet.hand_over(request, prefill, decode)
+            fleet.pause(draw, 0.03)
             hosts.cut()
-            right(decode, requests)  # while the link is cut
+            fleet.right(decode, requests)  # while the link is cut
             prefill.finished(*(leg(request) for request in requests))
             prefill.all_free()
             decode.all_free()
             cut_off += sum(decode.recomputed(request.request_id) for request in requests)
             hosts.heal()
-            healed = make(draw)
-            hand_over(healed, prefill, decode)
-            right(decode, [healed])
+            healed = fleet.make(draw)
+            fleet.hand_over(healed, prefill, decode)
+            fleet.right(decode, [healed])
             after_healing += not decode.recomputed(healed.request_id)
             prefill.all_free()
             decode.all_free()
         assert cut_off
-        assert after_healing > ROUNDS // 2
+        assert after_healing > fleet.kind.rounds // 2
     finally:
         prefill.kill()
         decode.kill()
+
+
+def test_cut_and_heal_between_the_pair(hosts: Hosts) -> None:
+    cut_and_heal(hosts, Fleet(Emulated()))

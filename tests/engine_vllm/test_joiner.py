@@ -7,16 +7,27 @@ from hypothesis import strategies as st
 
 from engine.protocol import RequestUpdate, StepEvent
 from engine.vllm.joiner import StepJoiner
-from engine.vllm.messages import RequestRecord, StepRecord
+from engine.vllm.messages import DecodeRecords, RequestRecord, StepRecord
 
 LAG_S = 1.0
 
 
 def record(step: int, produced: dict[str, tuple[list[int], int]]) -> StepRecord:
-    """Record of a step: request -> (tokens of the step, tokens so far)."""
-    requests = [RequestRecord(i, tokens=tokens, produced=total, kv_blocks=2) for i, (tokens, total) in produced.items()]
+    """Record of a step: request -> (tokens of the step, tokens so far); as the step scheduler does, decodes apart."""
+    decodes = {i: (tokens[0], total) for i, (tokens, total) in produced.items() if len(tokens) == 1 and total > 1}
+    requests = [
+        RequestRecord(i, tokens=tokens, produced=total, kv_blocks=2)
+        for i, (tokens, total) in produced.items()
+        if i not in decodes
+    ]
+    columns = [
+        list(column) for column in zip(*((i, t, n, n + 9, 2, 0, 0) for i, (t, n) in decodes.items()), strict=True)
+    ]
     shape = (1.0, 1.0, 0.0, 0.0, 0.0)
-    return StepRecord(step, 0.0, float(step), 0.1, 0.1, 0.0, 0.0, 50, 1, 1, shape, requests)
+    return StepRecord(
+        *(step, 0.0, float(step), 0.1, 0.1, 0.0, 0.0, 50, 1, 1, shape, requests),
+        decodes=DecodeRecords(*columns, planned_tokens=1) if columns else None,
+    )
 
 
 def of(events: list[StepEvent], request_id: str) -> list[RequestUpdate]:

@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from engine.vllm.messages import REQUEST_ARG, RequestFacts
-from engine.vllm.residents import Resident, Residents
+from engine.vllm.residents import Change, Resident, Residents
 
 
 def facts(**fields: object) -> RequestFacts:
@@ -37,7 +37,7 @@ def compute(residents: Residents, resident: Resident, chunk: int, tokens: list[i
     resident.request.append_output_token_ids(list(tokens))
     if tokens:
         residents.tokens(resident, tokens, at_s)
-    residents.sync(resident, kv_blocks=1 + resident.request.num_computed_tokens // 128)
+    residents.records([Change(resident, 1 + resident.request.num_computed_tokens // 128, tokens)])
 
 
 def test_prefill_then_decode_along_the_due_line() -> None:
@@ -97,6 +97,46 @@ def test_the_end_of_thinking_moves_the_tier() -> None:
     assert table.next_deadline_s[slot] == pytest.approx(12.0 + 3 * 0.05 + 3 * 0.5)
     done = admit(residents, 10, request_id="s", thinking_done=True, **fields)
     assert table.tpot_s[done.slot] == 0.5
+
+
+def test_records_say_what_changed_once() -> None:
+    residents = Residents(4, speculates=False)
+    first, second = admit(residents, 300), admit(residents, 40, request_id="s")
+    first.request.num_computed_tokens = 200
+    second.relegated = second.changed = True
+    one, two = residents.records([Change(first, 2, [], planned=200, scheduled=200), Change(second, 0, gone=True)])
+    assert (one.request_id, one.prefill_remaining, one.context, one.kv_blocks) == ("r", 100, 200, 2)
+    assert (one.planned_tokens, one.scheduled_tokens, one.relegated, one.gone) == (200, 200, False, False)
+    assert (two.request_id, two.kv_blocks, two.relegated, two.gone) == ("s", 0, True, True)
+    assert not second.changed
+    assert not residents.records([Change(second, 0)])[0].relegated
+    assert residents.records([]) == []
+
+
+def test_decodes_in_bulk_are_decodes_one_by_one() -> None:
+    """The table, and what is said of it."""
+    sides = []
+    for _ in range(2):
+        residents = Residents(4, speculates=False)
+        both = admit(residents, 300), admit(residents, 40, request_id="s", prior_tokens=7, next_token_due_s=13.0)
+        for resident in both:
+            resident.cached_tokens = 32
+            assert not resident.steady
+            compute(residents, resident, resident.request.num_tokens, [7], 11.0)
+            assert resident.steady
+        sides.append((residents, both))
+    (one_by_one, each), (bulk, all_of) = sides
+    expected = []
+    for number, resident in enumerate(each):
+        one_by_one.tokens(resident, [8 + number], 11.2)
+        change = Change(resident, 3 + number, [8 + number], planned=1, scheduled=1)
+        expected += one_by_one.records([change])
+    said = bulk.one_token_each(all_of, [8, 9], [3, 4], planned_tokens=1)
+    assert said is not None
+    assert said.each() == expected
+    assert (bulk.table.ints == one_by_one.table.ints).all()
+    assert (bulk.table.floats == one_by_one.table.floats).all()
+    assert bulk.one_token_each([], [], [], 1) is None
 
 
 def test_acceptance_is_learned_by_class() -> None:

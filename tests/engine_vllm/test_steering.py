@@ -82,7 +82,7 @@ def assert_all_done(bare: BareScheduler, asked: dict[str, int]) -> None:
     assert bare.free_blocks == bare.scheduler._limits.total_blocks
     produced: dict[str, int] = {}
     for record in bare.scheduler.records:
-        for request in record.requests:
+        for request in record.each():
             produced[request.request_id] = produced.get(request.request_id, 0) + len(request.tokens)
             assert request.produced == produced[request.request_id]
     for name, outputs in asked.items():
@@ -105,7 +105,7 @@ def test_what_is_planned_is_what_runs(ample: BareScheduler, seed: int, share_pre
     asked = play(ample, draw, requests=draw.randrange(1, 14), share_prefix=share_prefix)
     for record in ample.scheduler.records:
         if not record.stock and record.batch_tokens:
-            for request in record.requests:
+            for request in record.each():
                 saved = request.planned_tokens - request.scheduled_tokens
                 if saved and share_prefix:
                     assert saved > 0

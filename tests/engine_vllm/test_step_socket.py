@@ -8,17 +8,27 @@ from pathlib import Path
 import pytest
 
 from engine.protocol import EngineError
-from engine.vllm.messages import Configure, EngineFacts, Promote, Relegate, RequestRecord, StepRecord
+from engine.vllm.messages import (
+    Configure,
+    DecodeRecords,
+    EngineFacts,
+    Promote,
+    Relegate,
+    RequestRecord,
+    StepRecord,
+)
 from engine.vllm.step_socket import SchedulerSocket, StepSocketClient
 
 FACTS = EngineFacts(pid=1, total_blocks=99, block_size=16, max_spec_tokens=1)
+
+DECODES = DecodeRecords(["a", "b"], [7, 8], [2, 3], [11, 12], [1, 2], [0, 1], [4, 0], planned_tokens=1)
 
 
 def record(step: int) -> StepRecord:
     """Record with a large payload: several fill the kernel's buffer."""
     requests = [RequestRecord(f"request-{n}", tokens=[n] * 50, produced=50) for n in range(200)]
     shape = (1.0, 1.0, 0.0, 0.0, 0.0)
-    return StepRecord(step, 0.0, 1.0, 0.1, 0.1, 0.0, 0.0, 50, 1, 1, shape, requests)
+    return StepRecord(step, 0.0, 1.0, 0.1, 0.1, 0.0, 0.0, 50, 1, 1, shape, requests, decodes=DECODES)
 
 
 async def test_commands_go_down_and_numbered_records_come_up(tmp_path: Path) -> None:
@@ -36,8 +46,11 @@ async def test_commands_go_down_and_numbered_records_come_up(tmp_path: Path) -> 
         server.send(record(step))
     server.close()
     async with asyncio.timeout(20):
-        steps = [record.step async for record in client.records()]
-    assert steps == list(range(60))
+        came = [one async for one in client.records()]
+    assert [one.step for one in came] == list(range(60))
+    assert came[0] == record(0)
+    b = RequestRecord("b", [8], 3, 0, 12, 2, preemptions=1, planned_tokens=1, scheduled_tokens=1)
+    assert came[0].each()[1:] == [b, *record(0).requests]
     arrived = []
     async with asyncio.timeout(5):
         while len(arrived) < len(sent):

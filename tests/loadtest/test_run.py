@@ -92,8 +92,21 @@ def test_a_closed_loop_has_users_who_come_back(emulated_cluster: Cluster, tmp_pa
     assert len(data["records"]) > 3
 
 
-def test_locusts_own_command_runs_users_and_a_burst(emulated_cluster: Cluster) -> None:
-    files = "loadtest/locustfile.py,loadtest/burst_shape.py"
+LISTENER = """
+from collections import Counter
+from locust import events as locust_events
+from loadtest import events
+
+heard = Counter()
+for name in ("promise", "ttft", "tpot", "attainment"):
+    getattr(events, name).add_listener(lambda name=name, **_: heard.update([name]))
+locust_events.quit.add_listener(lambda **_: print("heard", sorted(heard), heard["attainment"] <= heard["promise"]))
+"""
+
+
+def test_locusts_own_command_runs_users_and_a_burst(emulated_cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "listener.py").write_text(LISTENER)
+    files = f"loadtest/locustfile.py,loadtest/burst_shape.py,{tmp_path / 'listener.py'}"
     where = ("--host", emulated_cluster.url, "--grpc", emulated_cluster.grpc_address)
     done = run(
         "locust", "-f", files, "--headless", "-u", "1", *where, *SMALL, "--think", "0.1", "--spike-length", "0.5"
@@ -103,6 +116,8 @@ def test_locusts_own_command_runs_users_and_a_burst(emulated_cluster: Cluster) -
     assert "updating to 4 users" in said
     for entry in ("TTFT", "TPOT", "chatbot"):
         assert entry in said
+    # A user stopped at the end may have heard a promise and not be scored.
+    assert "heard ['attainment', 'promise', 'tpot', 'ttft'] True" in said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scheduling import registry
 from scheduling.admission import Problem, build, newcomers_of
-from scheduling.batching import DEFAULT_SETTINGS
+from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.headroom import NO_HEADROOM
 from scheduling.kernels.rollout import FEASIBLE
 from scheduling.request_table import RequestTable

@@ -33,7 +33,7 @@ for case in range(40):
         table.add(f"r{k}", prompt_tokens=50, generated=1, context=50, prefill_deadline_s=0.0, kv_blocks=4,
                   next_deadline_s=0.1, tpot_s=float(rng.choice([0.05, 0.1])), standard=case % 2 == 0 or k % 3 > 0)
     burst = [Candidate(f"n{k}", 0.0, int(rng.integers(50, 3000)), Slo(float(rng.uniform(0.2, 2.0)), 0.1), 50, 100,
-                       value=float(rng.integers(1, 4))) for k in range(1 + case % 10)]
+                       value=float(rng.integers(1, 4))) for k in range(1 + case % 10 if case < 30 else 40)]
     decision = policy.admission.decide(0.0, table, 3000, model, limits, burst)
     seen.add(decision.explain.get("labels_ran_out"))
     policy.batching.plan(0.0, table, 3000, model, limits)

@@ -72,7 +72,7 @@ def compiled(requests: list[Req], r: Rules, now: float = 0.0) -> int:
     lines = r.model.array
     verdict, _, _ = rollout.feasible_from(
         state, n, order, 0, m, now, lines, caps(r), float(r.max_tokens), float(r.max_requests),
-        np.zeros(n, np.bool_), np.zeros(m), np.empty(len(lines)),
+        np.zeros(m), np.empty(len(lines)),
     )  # fmt: skip
     return verdict
 
@@ -126,7 +126,7 @@ def test_later_deadlines_change_nothing_before_the_checkpoint() -> None:
         state = full.copy()
         state[rows.REM, late] = rows.ABSENT
         engine = (r.model.array, caps(r), float(r.max_tokens), float(r.max_requests))
-        scratch = (np.zeros(n, np.bool_), np.zeros(m), np.empty(len(r.model.array)))
+        scratch = (np.zeros(m), np.empty(len(r.model.array)))
         verdict, clock, head, _ = rollout.run_prefills(state, n, order, 0, m, stop, 0.0, *engine, *scratch)
         if verdict != rollout.FEASIBLE:
             continue

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scheduling import registry
 from scheduling.admission import Newcomer, build
-from scheduling.batching import DEFAULT_SETTINGS
+from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.headroom import NO_HEADROOM, Headroom
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from scheduling import registry
-from scheduling.pairs import TransferModel, decide_pair, next_step_s
+from scheduling.pairs import Route, TransferModel, ask_order, decide_pair, next_step_s, routes, taking_in_s
 from scheduling.policy import AdmissionPolicy, ReplicaView
 from scheduling.request_table import RequestTable
+from scheduling.routing import get as get_routing
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo
 
@@ -30,11 +31,11 @@ def candidate(name: str, ttft_s: float, prompt: int = 400, output: int = 50) -> 
 
 
 def least_ttft_s(prompt: int) -> float:
-    """Prefill alone, the transfer, and one decode step."""
-    return MODEL.zero_load_prefill_s(prompt, 512) + TRANSFER.duration_s(prompt) + 0.0201
+    """Prefill alone, the transfer, and a step after the longest one that may be under way when the KV comes."""
+    return MODEL.zero_load_prefill_s(prompt, 512) + TRANSFER.duration_s(prompt) + (3 + 1) * 0.0201
 
 
-def test_the_transfer_and_a_decode_step_count_against_the_deadline(admission: AdmissionPolicy) -> None:
+def test_the_transfer_and_the_decode_sides_steps_count_against_the_deadline(admission: AdmissionPolicy) -> None:
     need_s = least_ttft_s(400)
     prefill, decode = view("p", "prefill"), view("d", "decode")
     enough = decide_pair(0.0, prefill, decode, TRANSFER, admission, [candidate("a", need_s + 0.005)])
@@ -75,7 +76,7 @@ def test_what_one_side_declines_is_named_and_the_rest_is_kept(admission: Admissi
     decision = decide_pair(0.0, view("p", "prefill"), view("d", "decode"), TRANSFER, admission, wanted)
     assert set(decision.accepted) == {"fits", "fits-too"}
     assert set(decision.declined) == {"hasty"}
-    assert set(decision.explain) == {"prefill", "transfer_s", "decode_step_s", "decode"}
+    assert set(decision.explain) == {"prefill", "transfer_s", "taking_in_s", "decode"}
 
 
 def test_a_fuller_decode_side_takes_longer_steps() -> None:
@@ -87,6 +88,15 @@ def test_a_fuller_decode_side_takes_longer_steps() -> None:
         table.prefilled(slot, 500)
     full = next_step_s(ReplicaView("d", table, 100, kv_model, LIMITS))
     assert full - empty == pytest.approx(8 * 2e-4 + 4000 * 1e-6)
+
+
+def test_kv_waits_for_the_longest_step_that_may_be_under_way() -> None:
+    table = RequestTable()
+    slot = table.add("r", prompt_tokens=100, prefill_deadline_s=0.0, tpot_s=0.05)
+    table.prefilled(slot, 100)
+    decode = replace(view("d", "decode"), table=table)
+    assert taking_in_s(decode) == pytest.approx(2 * 0.05 + next_step_s(decode))
+    assert taking_in_s(view("d", "decode")) == pytest.approx((3 + 1) * 0.0201)
 
 
 def test_a_factor_that_makes_no_sense_is_refused() -> None:
@@ -102,3 +112,28 @@ def test_a_pair_promises_from_the_end_of_the_steps_under_way(admission: Admissio
     assert decide_pair(0.0, busy, decode, TRANSFER, admission, [candidate("a", 2.0)]).accepted == ("a",)
     late = replace(decode, as_of_s=1.5)
     assert decide_pair(0.0, prefill, late, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ()
+
+
+def test_pairs_take_the_least_loaded_decode_workers_and_single_workers_come_last() -> None:
+    full, empty = view("d-full", "decode", blocks=20), view("d-empty", "decode")
+    views = [view("both", "both"), view("p", "prefill"), full, empty, view("p2", "prefill")]
+    ordered, last = routes(views)
+    assert ordered == [Route(0), Route(3, 1), Route(2, 4)]
+    assert last == [Route(2, 1), Route(3, 4), Route(3), Route(2)]
+    assert routes(views[:1]) == ([Route(0)], [])
+    alone, none = routes(views, [True, True, False, False, True])
+    assert (alone, none) == ([Route(0), Route(3), Route(2), Route(1), Route(4)], [])
+
+
+def test_whoever_holds_the_prompt_and_decodes_is_asked_first() -> None:
+    asking = candidate("a", 1.0, prompt=400)
+    cold = [view("p", "prefill"), view("d", "decode"), view("d2", "decode")]
+    ordered, last = routes(cold)
+    sequential = get_routing("sequential")
+    assert ask_order(0.0, asking, cold, ordered, last, sequential)[0] == Route(1, 0)
+    warm = [cold[0], cold[1], replace(cold[2], cached_tokens={"a": 320})]
+    order = ask_order(0.0, asking, warm, ordered, last, sequential)
+    assert order[:2] == [Route(2), Route(1, 0)]
+    assert len(order) == len(set(order))
+    little = [replace(cold[0], cached_tokens={"a": 400}), cold[1], replace(cold[2], cached_tokens={"a": 32})]
+    assert ask_order(0.0, asking, little, ordered, last, sequential)[0] == Route(1, 0)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduling.kernels.decoded import UNKNOWN, token_each
 from scheduling.request_table import RequestTable
 
 
@@ -59,6 +60,31 @@ def test_a_request_through_its_life() -> None:
     assert table.tpot_s[slot] == 0.2
     table.preempted(slot)
     assert (table.prefill_remaining[slot], table.context[slot], table.kv_blocks[slot]) == (13, 0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 5), st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_one_token_for_each_is_one_after_the_other(rows: list[tuple[int, int, bool]]) -> None:
+    one, all_at_once = RequestTable(), RequestTable()
+    for table in (one, all_at_once):
+        for number, (prompt, remaining, _) in enumerate(rows):
+            slot = table.add(
+                f"r{number}", prompt_tokens=prompt, prefill_deadline_s=1.0, tpot_s=0.1, remaining_output=remaining
+            )
+            table.first_token(slot, 0.5 + number)
+    chosen = [number for number, (_, _, decodes) in enumerate(rows) if decodes]
+    for blocks in range(3):
+        for slot in chosen:
+            one.tokens_out(slot, 1)
+            one.kv_blocks[slot] = blocks + slot
+        slots = np.array(chosen, np.int64)
+        contexts = token_each(all_at_once.ints, all_at_once.floats, slots, slots + blocks)
+        assert (contexts == one.context[chosen]).all()
+    token_each(all_at_once.ints, all_at_once.floats, slots, UNKNOWN)
+    for slot in chosen:
+        one.tokens_out(slot, 1)
+    assert (one.ints == all_at_once.ints).all()
+    assert (one.floats == all_at_once.floats).all()
 
 
 def test_what_is_not_there_is_named() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduling import registry
+from scheduling.batch_settings import DEFAULT_SETTINGS
+from scheduling.batching import settings_array
+from scheduling.kernels.batches import batch_cap
+from scheduling.kernels.step import batch_caps
 from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable
 from scheduling.time_model import BatchShape, TimeModel
@@ -37,6 +41,13 @@ def decode(
 def prefill(table: RequestTable, name: str, due_s: float, tokens: int, tpot_s: float = 0.1, **more: object) -> int:
     columns: dict = {"remaining_output": 50, **more}
     return table.add(name, prompt_tokens=tokens, prefill_deadline_s=due_s, tpot_s=tpot_s, **columns)
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 0.2), st.floats(0.0, 2.0))
+def test_the_cap_on_a_batch_is_the_kernels(step_s: float, tightest_s: float) -> None:
+    caps = batch_caps(TimeModel(((step_s, 0.0, 0.0, 0.0, 0.0, 0.0),)).array, settings_array(DEFAULT_SETTINGS))
+    assert DEFAULT_SETTINGS.cap_s(step_s, tightest_s) == pytest.approx(batch_cap(tightest_s, caps))
 
 
 def plan(table: RequestTable, free: int = 800, now_s: float = 0.0, policy: str = "slos", **limits: int) -> BatchPlan:
@@ -199,6 +210,8 @@ resident = st.tuples(
 @pytest.mark.parametrize("policy", ["slos", "dp", "vllm-v1", "sarathi", "qoserve", "vllm"])
 @settings(max_examples=150, deadline=None)
 @given(drawn=st.lists(resident, min_size=1, max_size=14), free=st.integers(0, 400), places=st.integers(2, 20))
+@example(drawn=[(False, 1441, 0, 0.0, 0.02, 0.0), (False, 1, 1, 0.0, 0.02, 0.0)], free=100, places=2)
+@example(drawn=[(True, 17, 0, 1.0, 0.02, 0.0), (True, 1, 1, 1.0, 0.02, 0.0)], free=0, places=2)
 def test_every_plan_can_be_carried_out(
     policy: str, drawn: list[tuple[bool, int, int, float, float, float]], free: int, places: int
 ) -> None:
@@ -260,7 +273,6 @@ def test_every_plan_can_be_carried_out(
 def test_a_plan_leaves_a_feasible_replica_feasible(seed: int) -> None:
     """What the oracle holds feasible stays so after the planned step, run exactly as predicted."""
     from scheduling.admission import build
-    from scheduling.batching import DEFAULT_SETTINGS
 
     rng = np.random.default_rng(seed)
     table = RequestTable()

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("hello", "submit", "cancel", "promote", "relegate", "drain", "set_role", "ack", "ping", "configure")
+    __slots__ = ("hello", "submit", "cancel", "promote", "relegate", "drain", "set_role", "ack", "ping", "configure", "hand_over")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Command(_message.Message):
     ACK_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     submit: Submit
     cancel: CancelCommand
@@ -29,7 +30,8 @@ class Command(_message.Message):
     ack: Ack
     ping: Ping
     configure: Configure
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[CancelCommand, _Mapping]] = ..., promote: _Optional[_Union[Promote, _Mapping]] = ..., relegate: _Optional[_Union[Relegate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., set_role: _Optional[_Union[SetRole, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ...) -> None: ...
+    hand_over: HandOver
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[CancelCommand, _Mapping]] = ..., promote: _Optional[_Union[Promote, _Mapping]] = ..., relegate: _Optional[_Union[Relegate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., set_role: _Optional[_Union[SetRole, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., hand_over: _Optional[_Union[HandOver, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("proto_version", "fencing_token", "last_event", "controller_id")
@@ -98,6 +100,14 @@ class KvTransfer(_message.Message):
     peer_address: str
     lease_ms: int
     def __init__(self, transfer_id: _Optional[str] = ..., generation: _Optional[int] = ..., producer: _Optional[bool] = ..., peer: _Optional[str] = ..., peer_address: _Optional[str] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class HandOver(_message.Message):
+    __slots__ = ("request_id", "kv_handle")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KV_HANDLE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    kv_handle: str
+    def __init__(self, request_id: _Optional[str] = ..., kv_handle: _Optional[str] = ...) -> None: ...
 
 class CancelCommand(_message.Message):
     __slots__ = ("request_id",)
@@ -192,7 +202,7 @@ class Welcome(_message.Message):
     def __init__(self, info: _Optional[_Union[WorkerInfo, _Mapping]] = ..., request_ids: _Optional[_Iterable[str]] = ..., oldest_event: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "proto_version", "model", "tokenizer_hash", "role", "kv_blocks", "block_size", "max_model_len", "max_batch_tokens", "max_batch_requests", "emulated", "time_model_json", "hardware", "kv_address", "max_spec_tokens", "prefix_caching", "draining")
+    __slots__ = ("worker_id", "proto_version", "model", "tokenizer_hash", "role", "kv_blocks", "block_size", "max_model_len", "max_batch_tokens", "max_batch_requests", "emulated", "time_model_json", "hardware", "kv_address", "max_spec_tokens", "prefix_caching", "draining", "kv_layout")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     PROTO_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +220,7 @@ class WorkerInfo(_message.Message):
     MAX_SPEC_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     proto_version: int
     model: str
@@ -227,7 +238,8 @@ class WorkerInfo(_message.Message):
     max_spec_tokens: int
     prefix_caching: bool
     draining: bool
-    def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., draining: _Optional[bool] = ...) -> None: ...
+    kv_layout: str
+    def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., draining: _Optional[bool] = ..., kv_layout: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("duration_us", "predicted_us", "age_us", "requests", "free_blocks", "batch_tokens", "batch_requests", "ended_us")
@@ -250,7 +262,7 @@ class Step(_message.Message):
     def __init__(self, duration_us: _Optional[int] = ..., predicted_us: _Optional[int] = ..., age_us: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStep, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., batch_requests: _Optional[int] = ..., ended_us: _Optional[int] = ...) -> None: ...
 
 class RequestStep(_message.Message):
-    __slots__ = ("request_id", "token_ids", "text", "logprobs", "finish_reason", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions", "cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed")
+    __slots__ = ("request_id", "token_ids", "text", "logprobs", "finish_reason", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions", "cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed", "kv_handle")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +278,7 @@ class RequestStep(_message.Message):
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RELEGATED_FIELD_NUMBER: _ClassVar[int]
     KV_RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
+    KV_HANDLE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
@@ -281,7 +294,8 @@ class RequestStep(_message.Message):
     draft_tokens: int
     relegated: bool
     kv_recomputed: bool
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., error: _Optional[str] = ..., prefill_remaining: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., relegated: _Optional[bool] = ..., kv_recomputed: _Optional[bool] = ...) -> None: ...
+    kv_handle: str
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., error: _Optional[str] = ..., prefill_remaining: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., relegated: _Optional[bool] = ..., kv_recomputed: _Optional[bool] = ..., kv_handle: _Optional[str] = ...) -> None: ...
 
 class Rejected(_message.Message):
     __slots__ = ("request_id", "code", "reason")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from protos.slos.v1 import common_pb2
 from services.controller.contract import ApiError, GenerationCall
 from services.controller.http.schema import Generation
+from services.controller.sampling import check_token_ids
 from services.controller.tokenizer import ModelTokenizer
 
 MAX_CALLS = 128
@@ -30,11 +31,6 @@ def sampling_of(
     request: Generation, tokenizer: ModelTokenizer, max_tokens: int | None, logprobs: int | None
 ) -> common_pb2.Sampling:
     """Sampling parameters on the wire; ApiError when two contradict each other or the model lacks a token."""
-    for name in ("stop_token_ids", "logit_bias"):
-        try:
-            tokenizer.check_ids(getattr(request, name) or ())
-        except ValueError as error:
-            raise ApiError("INVALID_ARGUMENT", f"{name}: {error}", name) from None
     if request.min_tokens is not None and max_tokens is not None and request.min_tokens > max_tokens:
         text = f"min_tokens: must be at most max_tokens (got {request.min_tokens}, max_tokens is {max_tokens})"
         raise ApiError("INVALID_ARGUMENT", text, "min_tokens")
@@ -55,6 +51,7 @@ def sampling_of(
         logprobs=logprobs,
         logit_bias=request.logit_bias,
     )
+    check_token_ids(sampling, tokenizer)
     form = request.response_format
     if form is not None and form.type == "json_object":
         sampling.json_object = True

@@ -35,7 +35,10 @@ def info(worker_id: str = "peer", **changes: object) -> worker_pb2.WorkerInfo:
 
 
 class Peer(worker_pb2_grpc.WorkerServicer):
-    """Welcomes with what is set, records commands, sends what it is given; answers pings unless it is silent."""
+    """Welcomes with what is set, records commands, sends what it is given; answers pings unless it is silent.
+
+    While `open` is not set, whoever attaches waits for the welcome.
+    """
 
     def __init__(self) -> None:
         self.welcome = worker_pb2.Welcome(info=info(), incarnation="one", oldest_event=1)
@@ -43,6 +46,8 @@ class Peer(worker_pb2_grpc.WorkerServicer):
         self.hellos: list[worker_pb2.Hello] = []
         self.silent = False
         self.refuse = ""
+        self.open = asyncio.Event()
+        self.open.set()
         self._out: asyncio.Queue[worker_pb2.Event | None] = asyncio.Queue()
         self._heard = asyncio.Event()
 
@@ -53,6 +58,7 @@ class Peer(worker_pb2_grpc.WorkerServicer):
         self.hellos.append(first.hello)
         if self.refuse:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, self.refuse)
+        await self.open.wait()
         yield worker_pb2.Event(welcome=self.welcome)
         listening = asyncio.create_task(self._listen(commands))
         try:

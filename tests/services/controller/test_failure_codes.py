@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,3 +58,22 @@ async def test_giving_up_is_unavailable(redis_server: EmbeddedRedis, tmp_path: P
     last = await answer_to(redis_server, tmp_path, busy)
     assert last.error_code == "UNAVAILABLE"
     assert "gave up after 3 attempts" in last.error
+
+
+async def test_a_new_request_waits_while_the_only_link_is_broken(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+    peer = Peer()
+    async with core_over(redis_server, tmp_path, {"worker": peer}) as core:
+        peer.open.clear()
+        peer.hang_up()
+        async with asyncio.timeout(10):
+            while core.replicas.usable("tiny"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        asking = ask(core)
+        async with asyncio.timeout(10):
+            while not core.queue:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        peer.open.set()
+        await peer.hear(submitted("r"))
+        peer.send(step(1, "r", [5], common_pb2.FINISH_REASON_STOP))
+        last = (await asking)[-1]
+    assert (last.error, last.finish_reason) == ("", common_pb2.FINISH_REASON_STOP)

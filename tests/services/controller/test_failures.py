@@ -188,6 +188,26 @@ def test_without_redis_running_requests_go_on_and_new_ones_wait(
     cluster.settled()
 
 
+def test_a_controller_that_starts_without_redis_says_so_and_serves_once_it_is_there(
+    cluster: ControlledCluster, undisturbed: Undisturbed
+) -> None:
+    expected = undisturbed(5)
+    cluster.end("controller")
+    cluster.redis.kill()
+    cluster.start_controller()
+    cluster.until(lambda: "does not answer" in ready(cluster)[1], "the controller says that Redis is away")
+    assert ready(cluster)[0] == 503
+    (refused,) = run_all(cluster.grpc_address, load(1, prefix="early"))
+    assert refused.error is not None
+    assert refused.error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "Redis at redis://" in str(refused.error.details())
+    assert "start it or correct the Redis URL" in cluster.log("controller")
+    cluster.redis.start()
+    cluster.wait_for_replicas(2)
+    assert tokens(run_all(cluster.grpc_address, load(5, prefix="late"))) == expected
+    cluster.settled()
+
+
 def test_a_killed_controller_leaves_nothing_running_on_workers(
     cluster: ControlledCluster, undisturbed: Undisturbed
 ) -> None:

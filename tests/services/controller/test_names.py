@@ -60,7 +60,7 @@ async def test_an_id_is_free_after_its_worker_was_lost(one: One) -> None:
     one.peer.refuse = "a newer controller leads"
     one.peer.hang_up()
     async with asyncio.timeout(10):
-        while one.core.replicas.usable("tiny"):  # noqa: ASYNC110
+        while one.core.replicas.awaited("tiny"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await one.core.cancel("r")
     await first

@@ -120,6 +120,26 @@ async def test_a_recomputed_prompt_is_counted(pair: Pair) -> None:
     assert sum("KV did not arrive" in line for line in history) == 1
 
 
+async def test_what_the_prefill_half_says_of_its_kv_is_passed_on_and_said_again_after_a_reconnection(
+    pair: Pair,
+) -> None:
+    asking = pair.ask()
+    await pair.prefill.hear(submitted("r~p"))
+    await pair.decode.hear(submitted("r"))
+    pair.prefill.send(step(1, "r~p", [7], common_pb2.FINISH_REASON_LENGTH, kv_handle="there"))
+
+    def passed_on(command: worker_pb2.Command) -> bool:
+        return command.hand_over.request_id == "r" and command.hand_over.kv_handle == "there"
+
+    await pair.decode.hear(passed_on)
+    pair.decode.commands.clear()
+    pair.decode.welcome.request_ids[:] = ["r"]
+    pair.decode.hang_up()
+    await pair.decode.hear(passed_on)
+    pair.decode.send(step(1, "r", [5], common_pb2.FINISH_REASON_STOP))
+    assert (await asking)[-1].finish_reason == common_pb2.FINISH_REASON_STOP
+
+
 async def test_what_a_pair_cannot_promise_one_worker_may_keep_to_itself(pair: Pair) -> None:
     # Long enough for the prompt on one worker, too short for the way to the other.
     asking = pair.ask(slo=common_pb2.SloSpec(slo_class="chatbot", ttft_ms=30.0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import grpc
+import httpx
 import pytest
 
 from protos.slos.v1 import admin_pb2, client_pb2, common_pb2
@@ -44,7 +46,20 @@ def test_a_full_best_effort_queue_refuses_more(cluster: ControlledCluster) -> No
     assert {answer.finish for answer in answers if answer.error is None} == {"length"}
     assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert f"{QUEUE} best-effort requests wait already" in str(refused[0].details())
+    assert int(dict(refused[0].trailing_metadata() or ())["retry-after-ms"]) >= 1000
     assert len(answers) - len(refused) >= QUEUE
+
+
+async def test_over_http_a_full_queue_is_a_429_with_a_time_to_retry(cluster: ControlledCluster) -> None:
+    body = {"model": "tiny", "prompt": "x" * 60, "max_tokens": 60, "ignore_eos": True, "slo": {"ttft_ms": 1}}
+    async with httpx.AsyncClient(timeout=60) as client:
+        answers = await asyncio.gather(*(client.post(f"{cluster.url}/v1/completions", json=body) for _ in range(40)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "resource_exhausted")
+    assert f"{QUEUE} best-effort requests wait already" in error["message"]
 
 
 def test_a_declined_request_is_promised_when_room_is_made(cluster: ControlledCluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from protos.slos.v1 import admin_pb2, admin_pb2_grpc, client_pb2, client_pb2_grpc
+from protos.slos.v1 import admin_pb2, admin_pb2_grpc, client_pb2, client_pb2_grpc, common_pb2
 from services.common.metrics import CollectorRegistry
 from services.common.security import SecuritySettings
 from services.controller.gate import Gate
@@ -103,6 +104,43 @@ async def test_health_and_reflection_are_served(tmp_path: Path) -> None:
         async for answer in stub.ServerReflectionInfo(asked):
             assert {CLIENT, ADMIN} <= {service.name for service in answer.list_services_response.service}
             break
+
+
+async def test_bytes_that_are_no_message_are_the_callers_mistake(tmp_path: Path) -> None:
+    async with listening(tmp_path) as channel:
+        generate = channel.unary_stream(f"/{CLIENT}/Generate")(b"\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generate.read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "malformed" in str(caught.value.details())
+        assert "GenerateRequest" in str(caught.value.details())
+        code, details = await status_of(channel.unary_unary(f"/{ADMIN}/SetTenant")(b"\x0a\x05ab"))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "SetTenantRequest" in details
+
+
+async def test_no_bytes_are_answered_with_a_failure_of_ours(tmp_path: Path) -> None:
+    """Random bytes, and right messages of which a few bytes were changed."""
+    draw = random.Random(3)
+    request = client_pb2.GenerateRequest(
+        request_id="r",
+        model="tiny",
+        chat=client_pb2.ChatMessages(messages=[client_pb2.ChatMessage(role="user", content="hi")]),
+        sampling=common_pb2.Sampling(temperature=0.5, stop_token_ids=[1, 2], logit_bias={3: 4.0}, stop=["x"]),
+        slo=common_pb2.SloSpec(ttft_ms=5.0, output_tokens_hint=3),
+    )
+    right = request.SerializeToString()
+    codes = set()
+    async with listening(tmp_path) as channel:
+        for number in range(300):
+            sent = bytearray(right if number % 3 else draw.randbytes(draw.randint(1, 40)))
+            for _ in range(draw.randint(1, 3)):
+                sent[draw.randrange(len(sent))] = draw.randrange(256)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_stream(f"/{CLIENT}/Generate")(bytes(sent)).read()
+            codes.add(caught.value.code().name)
+    # The gate is closed: what is right so far is told to wait.
+    assert codes == {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"}
 
 
 async def test_a_port_in_use_is_named(tmp_path: Path) -> None:

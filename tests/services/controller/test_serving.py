@@ -121,6 +121,8 @@ def test_a_client_that_goes_away_frees_everything(healthy: ControlledCluster) ->
         ({"prompt_tokens": client_pb2.TokenIds(ids=[1] * 9000)}, "INVALID_ARGUMENT", "window is 8192"),
         ({"sampling": common_pb2.Sampling(max_tokens=9000)}, "INVALID_ARGUMENT", "too large"),
         ({"sampling": common_pb2.Sampling(temperature=-1)}, "INVALID_ARGUMENT", "temperature"),
+        ({"sampling": common_pb2.Sampling(stop_token_ids=[-1])}, "INVALID_ARGUMENT", "stop_token_ids: token id -1"),
+        ({"sampling": common_pb2.Sampling(logit_bias={10**6: 1})}, "INVALID_ARGUMENT", "logit_bias: token id 1000000"),
     ],
 )
 def test_bad_input_is_named(healthy: ControlledCluster, change: dict[str, object], code: str, word: str) -> None:
@@ -172,7 +174,7 @@ def test_explain_and_history_tell_how_it_was_decided(healthy: ControlledCluster)
 
 
 async def test_a_burst_is_served_to_the_last_request(healthy: ControlledCluster) -> None:
-    requests = [generate_request(prompt_of(seed), max_tokens=15) for seed in range(150)]
+    requests = [generate_request(prompt_of(seed, 500, 500), max_tokens=15) for seed in range(150)]
     answers = await ask_all(healthy.grpc_address, requests)
     assert [answer.finish for answer in answers] == ["length"] * 150
     outcomes = [answer.last.outcome for answer in answers if answer.last is not None]

@@ -172,6 +172,33 @@ async def test_first_command_must_be_hello(address: str) -> None:
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_bytes_that_are_no_command_are_refused_and_the_stream_goes_on(address: str) -> None:
+    """A stream of plain bytes, so that a test can send what no controller would."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        attach_raw = channel.stream_stream("/slos.v1.Worker/Attach", response_deserializer=worker_pb2.Event.FromString)
+        first = attach_raw()
+        await first.write(b"\xff\xff")
+        assert await first.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "well-formed" in await first.details()
+
+        second = attach_raw()
+        hello = worker_pb2.Hello(proto_version=1, fencing_token=next_fence(), controller_id="raw")
+        good = worker_pb2.Command(submit=submission("after-malformed", max_tokens=3))
+        for raw in (worker_pb2.Command(hello=hello).SerializeToString(), b"\xff\xff", good.SerializeToString()):
+            await second.write(raw)
+        reasons, finished = [], False
+        async with asyncio.timeout(20):
+            while not finished:
+                event = await second.read()
+                if event.WhichOneof("event") == "rejected":
+                    reasons.append(event.rejected.reason)
+                finished = any(
+                    update.request_id == "after-malformed" and update.finish_reason for update in event.step.requests
+                )
+        assert "malformed" in reasons[-1]
+        second.cancel()
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

@@ -13,7 +13,7 @@ import pytest
 
 from engine.emulated import EmulatedConfig, EmulatedEngine
 from engine.protocol import Engine, EngineError, EngineRequest
-from protos.slos.v1 import worker_pb2_grpc
+from protos.slos.v1 import worker_pb2, worker_pb2_grpc
 from services.common.rpc import add_port, new_server
 from services.common.security import SecuritySettings
 from services.common.store import Store, StoreSettings, TimeModelKey
@@ -29,7 +29,12 @@ CONFIG = EmulatedConfig(time_model=FAST, kv_blocks=200)
 
 
 class Clumsy(EmulatedEngine):
-    """Has a defect that one request sets off, and speaks of requests of its own."""
+    """Has a defect that one request sets off, and keeps what it is told of KV."""
+
+    handles: tuple[str, str] = ("", "")
+
+    async def hand_over(self, request_id: str, kv_handle: str) -> None:
+        self.handles = (request_id, kv_handle)
 
     async def submit(self, request: EngineRequest) -> None:
         if request.request_id == "poison":
@@ -93,6 +98,15 @@ async def test_defect_on_one_request_leaves_the_others_alone() -> None:
         await driver.until(lambda account: "good" in account.finished and "poison" in account.rejected)
         assert driver.account.rejected["poison"].code == grpc.StatusCode.INTERNAL.value[0]
         assert host.requests == set()
+
+
+async def test_where_kv_lies_is_passed_on_to_the_engine() -> None:
+    engine = Clumsy(CONFIG, lambda name, floor: DecodeFirst())
+    async with hosted(engine) as (_, address, _), attach(address) as driver:
+        await driver.send(hand_over=worker_pb2.HandOver(request_id="a", kv_handle="there"))
+        await driver.submit(submission("b", max_tokens=2))
+        await driver.until(lambda account: "b" in account.finished)
+    assert engine.handles == ("a", "there")
 
 
 async def test_requests_of_the_engines_own_are_not_shown() -> None:

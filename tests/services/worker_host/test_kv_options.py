@@ -50,6 +50,18 @@ async def test_emulated_engine_is_built_with_its_exchange() -> None:
     info = await engine.start()
     await engine.close()
     assert info.kv_address.startswith("127.0.0.1:")
+    other = build(EngineOptions(engine="emulated"), KvEnd("d", config, emulated_block_bytes=512)).engine
+    other_info = await other.start()
+    await other.close()
+    assert "blocks of 16 tokens and 256 bytes" in info.kv_layout
+    assert other_info.kv_layout != info.kv_layout
+
+
+def test_emulated_engines_have_no_nixl() -> None:
+    config = KvOptions().config("prefill", "127.0.0.1", "")
+    assert config is not None
+    with pytest.raises(EngineError, match="--kv-transport torch only"):
+        build(EngineOptions(engine="emulated"), KvEnd("p", config, transport="nixl"))
 
 
 async def test_registered_worker_tells_its_role_and_its_kv_address(cluster: Cluster) -> None:

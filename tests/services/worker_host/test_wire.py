@@ -112,6 +112,7 @@ def test_step_carries_every_field_of_an_update() -> None:
         draft_tokens=9,
         relegated=True,
         kv_recomputed=True,
+        kv_handle="there",
     )
     default = RequestUpdate("")
     for field in dataclasses.fields(RequestUpdate):
@@ -125,7 +126,7 @@ def test_step_carries_every_field_of_an_update() -> None:
     assert message.finish_reason == common_pb2.FINISH_REASON_ERROR
     assert message.logprobs[0].tokens[0].logprob == -0.5
     same = ("request_id", "text", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions")
-    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed")
+    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed", "kv_handle")
     assert all(getattr(message, name) == getattr(update, name) for name in same + more)
     assert list(message.token_ids) == [1, 2]
 

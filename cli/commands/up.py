@@ -1,21 +1,21 @@
-"""slosctl up and down: a cluster on this machine."""
+"""slosctl up: a cluster on this machine."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from cli import state
 from cli.cluster.plan import DEFAULT_MODEL, Options, make_plan, roles_of
-from cli.cluster.redis_probe import stop_left_over
 from cli.cluster.supervisor import GRACE_S, Supervisor
 from cli.errors import CliError, Exit
+from cli.output import json_option, print_json
 from cli.subprocesses import run_module
 from scheduling import registry
 
@@ -48,6 +48,7 @@ POLL_S = 0.1
 @click.option("--start-timeout", default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--worker-option", multiple=True, metavar="OPTION", help="Passed on to every worker, e.g. --seed=7.")
 @click.option("--controller-option", multiple=True, metavar="OPTION", help="Passed on to the controller.")
+@json_option
 def up(
     engine: str,
     topology: str,
@@ -64,17 +65,20 @@ def up(
     start_timeout: float,
     worker_option: tuple[str, ...],
     controller_option: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Start a cluster on this machine and serve until Ctrl-C."""
     roles = roles_of(topology, replicas, prefill, decode)
+    if as_json and not detach:
+        raise CliError("--json needs --detach: it says where the cluster serves and returns.", Exit.USAGE)
     here = state.running()
     if here is not None:
         if detach:
-            click.echo(f"already running: {_where(here)}")
+            _say_where(here, f"already running: {_where(here)}", as_json)
             return
         raise CliError(f"Already running: {_where(here)}. Stop it with `slosctl down`.", Exit.REFUSED)
     if detach:
-        _up_detached(start_timeout)
+        _up_detached(start_timeout, as_json)
         return
     folder = (model or state.state_dir() / "models" / DEFAULT_MODEL).absolute()
     _need_model(folder, given=model is not None)
@@ -105,33 +109,21 @@ def up(
     say("stopped")
 
 
-@click.command()
-@click.option("--timeout", default=GRACE_S + 20.0, show_default=True, metavar="SECONDS")
-def down(timeout: float) -> None:
-    """Stop the cluster that `slosctl up` started from this folder."""
-    here = state.running()
-    if here is None:
-        _clear_left_overs()
-        click.echo("no cluster of this folder runs")
-        return
-    os.kill(here.pid, signal.SIGTERM)
-    deadline_s = time.monotonic() + timeout
-    while state.process_started(here.pid) == here.pid_started:
-        if time.monotonic() > deadline_s:
-            os.kill(here.pid, signal.SIGKILL)
-            _clear_left_overs()
-            raise CliError(f"The supervisor (process {here.pid}) did not end within {timeout:.0f} s and was killed.")
-        time.sleep(POLL_S)
-    click.echo("stopped")
-
-
 def _where(here: state.ClusterState) -> str:
     return f"OpenAI API http://{here.http_address}/v1, gRPC {here.grpc_address}"
 
 
-def _up_detached(timeout_s: float) -> None:
+def _say_where(here: state.ClusterState, text: str, as_json: bool) -> None:
+    """Say where a cluster serves: its record for programs, a line for people."""
+    if as_json:
+        print_json(asdict(here))
+    else:
+        click.echo(text)
+
+
+def _up_detached(timeout_s: float, as_json: bool) -> None:
     """Run the same command in the background and follow its output until it serves."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "--json")]
     log = state.state_dir() / "log" / "up.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -148,13 +140,14 @@ def _up_detached(timeout_s: float) -> None:
     try:
         with log.open() as lines:
             while True:
-                click.echo(lines.read(), nl=False)
+                click.echo(lines.read(), nl=False, err=as_json)
                 here = state.running()
                 if here is not None and here.pid == process.pid and here.ready:
-                    click.echo(f"up: serving in the background: {_where(here)}; stop it with `slosctl down`")
+                    text = f"up: serving in the background: {_where(here)}; stop it with `slosctl down`"
+                    _say_where(here, text, as_json)
                     return
                 if process.poll() is not None:
-                    click.echo(lines.read(), nl=False)
+                    click.echo(lines.read(), nl=False, err=as_json)
                     raise SystemExit(process.returncode)
                 if time.monotonic() > deadline_s:
                     raise CliError(f"The cluster did not start within {timeout_s:.0f} s.", Exit.START_FAILED)
@@ -176,9 +169,3 @@ def _need_model(folder: Path, given: bool) -> None:
     click.echo(f"up: converting the model into {folder} (once)")
     if run_module("engine.vllm.model", ["--out", str(folder)]) != 0:
         raise CliError("The model could not be converted; the lines above say why.", Exit.START_FAILED)
-
-
-def _clear_left_overs() -> None:
-    """End what a killed supervisor may have left: its children end by themselves, its Redis is told to."""
-    stop_left_over(state.state_dir() / "redis")
-    state.forget()

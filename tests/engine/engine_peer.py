@@ -1,4 +1,4 @@
-"""An emulated engine as a process of its own, driven over a pipe: for tests that kill and stop it.
+"""An engine as a process of its own, driven over a pipe: for tests that kill and stop it.
 
 Orders are ("submit", EngineRequest) and ("cancel", request id); every step comes back as (updates, free blocks).
 """
@@ -6,35 +6,45 @@ Orders are ("submit", EngineRequest) and ("cancel", request id); every step come
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
 from engine.emulated import EmulatedConfig, EmulatedEngine
 from engine.emulated.exchange import KvExchange  # noqa: F401 (loaded once, before the fork)
-from engine.protocol import EngineRequest, RequestUpdate
+from engine.protocol import Engine, EngineRequest, RequestUpdate
 from tests.engine.policies import DecodeFirst
 
 WAIT_S = 30.0
 _CLONE_NEWNET = 0x40000000
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.engine.emulated_peer"])
+PROCESSES.set_forkserver_preload(["tests.engine.engine_peer"])
+
+Make = Callable[[Any], Engine]
+"""Makes an engine of its settings; found by name in the new process."""
 
 
-def main(config: EmulatedConfig, pipe: Connection, namespace: str) -> None:
+def emulated(config: EmulatedConfig) -> Engine:
+    """Make an emulated engine."""
+    torch.set_num_threads(1)
+    return EmulatedEngine(config, lambda name, floor: DecodeFirst())
+
+
+def main(make: Make, config: Any, pipe: Connection, namespace: str) -> None:
     """Serve orders until the pipe closes."""
     if namespace:
         _enter(namespace)
-    torch.set_num_threads(1)
-    asyncio.run(_serve(config, pipe))
+    asyncio.run(_serve(make(config), pipe))
 
 
 def _enter(namespace: str) -> None:
@@ -45,8 +55,7 @@ def _enter(namespace: str) -> None:
             raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
 
 
-async def _serve(config: EmulatedConfig, pipe: Connection) -> None:
-    engine = EmulatedEngine(config, lambda name, floor: DecodeFirst())
+async def _serve(engine: Engine, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     orders: asyncio.Queue[tuple[str, object] | None] = asyncio.Queue()
 
@@ -77,14 +86,21 @@ async def _serve(config: EmulatedConfig, pipe: Connection) -> None:
 class Peer:
     """A process with an engine, and what it has said."""
 
-    def __init__(self, config: EmulatedConfig, namespace: str = "") -> None:
-        """Start it, in a network namespace if one is given, and wait until it listens."""
+    def __init__(self, config: Any, namespace: str = "", make: Make = emulated, wait_s: float = WAIT_S) -> None:
+        """Start it, in a network namespace if one is given, and wait until it listens.
+
+        config says kv_blocks, whatever the engine. wait_s: longest wait for anything of it.
+        """
         self.config = config
+        self._wait_s = wait_s
         self._pipe, theirs = PROCESSES.Pipe()
-        self.process = PROCESSES.Process(target=main, args=(config, theirs, namespace), daemon=True)
+        # A real engine has processes of its own, which a daemon may not have.
+        is_alone = make is emulated
+        arguments = (make, config, theirs, namespace)
+        self.process = PROCESSES.Process(target=main, args=arguments, daemon=is_alone)
         self.process.start()
         theirs.close()
-        assert self._pipe.poll(WAIT_S * 2), "the engine process did not start"
+        assert self._pipe.poll(2 * wait_s), "the engine process did not start"
         self.address: str = self._pipe.recv()
         self.updates: dict[str, list[RequestUpdate]] = {}
         self.free = config.kv_blocks
@@ -112,16 +128,23 @@ class Peer:
         self._pipe.send(("cancel", request_id))
 
     def kill(self) -> None:
-        """End it as a crash would."""
-        self.process.kill()
-        self.process.join(WAIT_S)
+        """End it as a crash would, with whatever processes it has."""
+        self._signal(signal.SIGKILL)
+        self.process.join(self._wait_s)
 
     def pause(self, seconds: float) -> None:
-        """Let it hang for a while."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGSTOP)
+        """Let it hang for a while, with whatever processes it has."""
+        self._signal(signal.SIGSTOP)
         time.sleep(seconds)
-        os.kill(self.process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            itself = psutil.Process(self.process.pid)
+            for process in (itself, *itself.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
     def tokens(self, request_id: str) -> list[int]:
         """Tokens of a request so far."""
@@ -135,9 +158,9 @@ class Peer:
         """Whether its KV did not come."""
         return any(update.kv_recomputed for update in self.updates.get(request_id, []))
 
-    def until(self, condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
+    def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait for something that a step makes true."""
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + self._wait_s
         with self._changed:
             while not condition():
                 left_s = deadline_s - time.monotonic()
