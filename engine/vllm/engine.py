@@ -62,6 +62,7 @@ class VllmEngine:
         self._cancelled_early: set[str] = set()
         self._failure = ""
         self._closed = False
+        self._profiling = False
         self._free_cores: Callable[[], None] = lambda: None
         self.record_listeners: list[Callable[[StepRecord], None]] = []
 
@@ -216,6 +217,7 @@ class VllmEngine:
         profiler = Profiler(lambda request: adapter.add_request(llm, self._config, request), self._info)
         began = time.monotonic()
         await self._command(Configure(policy=policies.STOCK))
+        self._profiling = True
         self.record_listeners.append(profiler.take)
         try:
             samples = await profiler.run(quick)
@@ -223,6 +225,7 @@ class VllmEngine:
             raise EngineError("the profile got stuck: a batch of it took minutes") from error
         finally:
             self.record_listeners.remove(profiler.take)
+            self._profiling = False
             if not self._failure:
                 await self._command(Configure(policy=self._policy))
         try:
@@ -321,7 +324,9 @@ class VllmEngine:
         assert self._client is not None
         assert self._joiner is not None
         async for record in self._client.records():
-            self._joiner.add_record(record, time.monotonic())
+            if not self._profiling:
+                # Steps of a profile were predicted with what it replaces: whoever learns from steps must not see them.
+                self._joiner.add_record(record, time.monotonic())
             for listener in self.record_listeners:
                 listener(record)
             self._wake.set()
