@@ -12,12 +12,16 @@ class BatchSettings:
     longest_s, longest_steps: a batch lasts at most the larger of the two; arrivals wait for its end.
     paces: while something decodes, at most this many times the tightest resident TPOT, but
     shortest_steps: never less than this many steps.
-    filler_s, filler_steps: batches that exist only for best-effort work last at most the larger of the two.
+    filler_s, filler_steps: batches that exist only for best-effort work last at most the larger of the two, while
+    something promised waits for their end; where nothing promised is resident,
+    alone: this many times as long: most of a short step is overhead on engines whose steps have much of it.
     watermark: share of memory that must stay free when a best-effort request starts, so that it is not evicted soon.
     age_s: the watermark falls to nothing over this waiting time.
     beside: best-effort work may lengthen a batch of promised work by this share of it at least, while time is left;
-    crowded: share of memory held by promised requests from which that is all. With less it may take as much as in
-    batches of its own; between, in proportion. Where memory binds, a longer step keeps everybody's KV longer.
+    crowded: share of memory held by promised requests from which that is all; with none of it held the batch may
+    last as long as a filler batch, or
+    uncrowded: this share of a filler batch longer; between, in proportion. Where memory binds, a longer step keeps
+    everybody's KV longer.
     """
 
     longest_s: float = 0.2
@@ -30,6 +34,8 @@ class BatchSettings:
     age_s: float = 60.0
     beside: float = 0.03
     crowded: float = 0.4
+    alone: float = 4.0
+    uncrowded: float = 0.5
 
     def cap_s(self, step_s: float, tightest_tpot_s: float) -> float:
         """Longest batch beside decodes of this TPOT, on an engine whose shortest step takes step_s; seconds."""

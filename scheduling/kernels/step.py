@@ -12,6 +12,7 @@ from scheduling.kernels.promised import choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import prefill_order
 from scheduling.kernels.settings import (
+    ALONE,
     BESIDE,
     CROWDED,
     FILLER_S,
@@ -20,6 +21,7 @@ from scheduling.kernels.settings import (
     LONGEST_STEPS,
     PACES,
     SHORTEST_STEPS,
+    UNCROWDED,
 )
 from scheduling.kernels.steptime import duration
 from scheduling.request_table import ACCEPT_RATE, KV_BLOCKS, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
@@ -108,14 +110,14 @@ def plan_step(
             else:
                 free -= more
     # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
-    limit = now + filler_s
+    limit = now + (filler_s if n > 0 else settings[ALONE] * filler_s)
     if n > 0 and decodes + prefills > 0:
         held = 0
         for slot in slots:
             held += ints[KV_BLOCKS, slot]
         # How much of what an empty memory would allow.
         room = max(0.0, 1.0 - held / (settings[CROWDED] * total_blocks)) if settings[CROWDED] > 0.0 else 0.0
-        most = max(filler_s, time + 0.25 * filler_s)
+        most = max(filler_s, time + settings[UNCROWDED] * filler_s)
         limit = min(end, now + time + max(settings[BESIDE] * time, room * (most - time)))
     if spare or decodes + prefills == 0:
         base_decodes, base_prefills = decodes, prefills

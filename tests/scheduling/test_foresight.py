@@ -153,4 +153,4 @@ def test_promises_made_in_the_middle_of_a_step_are_kept() -> None:
 
 def test_without_foresight_such_promises_break() -> None:
     """The test above would pass by itself if the step under way did not matter."""
-    assert precision(False, seed=4)[0] < 0.98
+    assert precision(False, seed=4)[0] < 0.99
