@@ -11,7 +11,9 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 from scheduling import registry, routing
 from scheduling.compile import warm_up
+from scheduling.foresight import after_step
 from scheduling.policy import ReplicaView
+from scheduling.promotion import promote
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo
@@ -36,7 +38,9 @@ for case in range(40):
                        value=float(rng.integers(1, 4))) for k in range(1 + case % 10 if case < 30 else 40)]
     decision = policy.admission.decide(0.0, table, 3000, model, limits, burst)
     seen.add(decision.explain.get("labels_ran_out"))
-    policy.batching.plan(0.0, table, 3000, model, limits)
+    plan = policy.batching.plan(0.0, table, 3000, model, limits)
+    after_step(table, 3000, plan, 0.1, limits.block_size)
+    promote(0.0, table, 3000, model, limits, policy.admission, [f"r{k}" for k in range(0, case, 3)])
     view = ReplicaView("r", table, 3000, model, limits)
     for name in routing.ROUTING:
         routing.get(name).order(0.0, burst[0], [view, view])
