@@ -94,7 +94,7 @@ def show(whole: common.Result) -> None:
         common.console().print(
             f"{row['tokens']} tokens, computed in {row['compute_s'] * 1e3:.0f} ms: sent at the end they wait "
             f"{row['waits_at_end_s'] * 1e3:.1f} ms, layer by layer {row['waits_layer_wise_s'] * 1e3:.1f} ms; "
-            f"{row['hidden']:.0%} hidden"
+            f"{max(0.0, row['hidden']):.0%} hidden"
         )
 
 

@@ -61,7 +61,9 @@ class KvEndpoint:
 
     def offer(self, key: TransferKey, address: str, lease_s: float | None = None) -> None:
         """Announce a transfer to the consumer at address; a higher generation ends the lower ones."""
-        transfer = OutgoingTransfer(key, self.layout.layers, lease_s or self.config.lease_s)
+        # In host memory the cores that compute also copy and send: small messages would cost them more than they hide.
+        on_host = self.layout.device.type == "cpu"
+        transfer = OutgoingTransfer(key, self.layout.layers, lease_s or self.config.lease_s, hold_back=on_host)
         with self._lock:
             older = [k for k in self._sends if k.transfer_id == key.transfer_id and k.generation < key.generation]
             duplicate = key in self._sends

@@ -178,7 +178,7 @@ class OutboundPair(Pair):
         with self._wake:
             for transfer in self._transfers.values():
                 with transfer.lock:
-                    if transfer.has_work():
+                    if transfer.has_work(self._message_blocks):
                         return
             self._wake.wait(self.config.heartbeat_s)
 

@@ -65,9 +65,13 @@ class _Ending:
 class OutgoingTransfer(_Ending):
     """What the producer knows: how far each layer is computed and sent, in blocks of the request."""
 
-    def __init__(self, key: TransferKey, layers: int, lease_s: float) -> None:
-        """Start with nothing computed; the block ids come with the first chunk."""
+    def __init__(self, key: TransferKey, layers: int, lease_s: float, hold_back: bool = False) -> None:
+        """Start with nothing computed; the block ids come with the first chunk.
+
+        hold_back: wait with a message for the next layer while it could hold that too.
+        """
         super().__init__(key, lease_s)
+        self._hold_back = hold_back
         self.block_ids: list[int] = []
         self.total_blocks: int | None = None
         """Known once the last chunk is scheduled."""
@@ -104,32 +108,38 @@ class OutgoingTransfer(_Ending):
 
         The layer that is furthest behind goes first; neighbours at the same point join the message.
         """
+        piece = self._next(max_blocks)
+        if piece is None:
+            return None
+        for layer in range(piece.layer_start, piece.layer_end):
+            self._sent[layer] = piece.block_end
+        return piece, self._computed[piece.layer_end - 1].event
+
+    def has_work(self, max_blocks: int) -> bool:
+        """There is a piece to send, or the end to announce; call with the lock held."""
+        return not self.ended and (self.complete() or self._next(max_blocks) is not None)
+
+    def _next(self, max_blocks: int) -> Piece | None:
         if self.ended or self.ready_from is None:
             return None
-        layers = range(len(self._sent))
-        behind = [layer for layer in layers if self._sent[layer] < self._computed[layer].blocks]
+        layers = len(self._sent)
+        behind = [layer for layer in range(layers) if self._sent[layer] < self._computed[layer].blocks]
         if not behind:
             return None
         start = min(behind, key=lambda layer: (self._sent[layer], layer))
         first = self._sent[start]
         last = min(self._computed[start].blocks, first + max_blocks)
         end = start + 1
-        while (
-            end < len(self._sent)
-            and self._sent[end] == first
-            and self._computed[end].blocks >= last
-            and (end + 1 - start) * (last - first) <= max_blocks
-        ):
+        while end < layers and self._sent[end] == first and (end + 1 - start) * (last - first) <= max_blocks:
+            computed = self._computed[end].blocks
+            if computed < last:
+                if not self._hold_back:
+                    break
+                if computed <= first:
+                    return None
+                last = computed
             end += 1
-        for layer in range(start, end):
-            self._sent[layer] = last
-        return Piece(start, end, first, last), self._computed[end - 1].event
-
-    def has_work(self) -> bool:
-        """There is a piece to send, or the end to announce; call with the lock held."""
-        if self.ended or self.ready_from is None:
-            return False
-        return self.complete() or any(s < c.blocks for s, c in zip(self._sent, self._computed, strict=True))
+        return Piece(start, end, first, last)
 
     def complete(self) -> bool:
         """Everything that the consumer wants has been handed to the link; call with the lock held."""

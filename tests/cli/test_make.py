@@ -53,7 +53,9 @@ def test_make_up_serves_until_ctrl_c(model_folder: Path, tmp_path: Path) -> None
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=10)
     assert f"http://{record['http_address']}/v1" in output
-    assert output.rstrip().splitlines()[-1] in ("up: stopped", "make: *** [Makefile:24: up] Interrupt"), output
+    # What make adds depends on who called it, and on which of the two saw the signal first.
+    said = [line for line in output.splitlines() if line and not line.startswith("make")]
+    assert said[-1] == "up: stopped", output
     children = record["children"]
     assert isinstance(children, dict)
     assert [pid for pid in children.values() if state.process_started(pid) is not None] == []

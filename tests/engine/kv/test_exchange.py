@@ -100,17 +100,19 @@ def test_blocks_arrive_whole_in_any_order_of_events(pair: tuple[KvEndpoint, KvEn
     assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
 
 
-def test_layers_leave_before_the_prompt_is_whole(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+def test_chunks_leave_before_the_prompt_is_whole(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
     producer, consumer = pair
     key = TransferKey("chunks", 0)
     consumer.expect(key, [0, 1, 2, 3], 0)
     producer.offer(key, consumer.address)
     producer.grow(key, [4, 5], None)
-    producer.computed(key, 0, 2)
+    for layer in range(LAYERS):
+        producer.computed(key, layer, 2)
+    chunk_bytes = LAYERS * 2 * producer.layout.block_bytes
     deadline = time.monotonic() + 10
-    while producer.stats().bytes_sent == 0 and time.monotonic() < deadline:
+    while producer.stats().bytes_sent < chunk_bytes and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert producer.stats().bytes_sent == 2 * producer.layout.block_bytes
+    assert producer.stats().bytes_sent == chunk_bytes
     compute_all(producer, key, [4, 5, 6, 7], 4)
     assert collect(consumer, {key}).received == [key]
     assert equal_blocks(producer, consumer, [4, 5, 6, 7], [0, 1, 2, 3])

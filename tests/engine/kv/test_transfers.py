@@ -19,12 +19,13 @@ KEY = TransferKey("t", 0)
     max_blocks=st.integers(1, 40),
     order=st.lists(st.sampled_from(["compute", "send", "ready"]), max_size=80),
     chunk=st.integers(1, 5),
+    hold_back=st.booleans(),
 )
 @settings(max_examples=400, deadline=None)
 def test_every_block_once_and_only_after_it_was_computed(
-    layers: int, total: int, ready_from: int, max_blocks: int, order: list[str], chunk: int
+    layers: int, total: int, ready_from: int, max_blocks: int, order: list[str], chunk: int, hold_back: bool
 ) -> None:
-    transfer = OutgoingTransfer(KEY, layers, lease_s=10.0)
+    transfer = OutgoingTransfer(KEY, layers, lease_s=10.0, hold_back=hold_back)
     transfer.grow(list(range(total)), total)
     computed = [0] * layers
     wanted_from = min(ready_from, total - 1)
@@ -39,8 +40,12 @@ def test_every_block_once_and_only_after_it_was_computed(
 
     def send() -> None:
         with transfer.lock:
+            assert transfer.has_work(max_blocks) or not transfer.complete()
             found = transfer.next_piece(max_blocks)
         if found is None:
+            # Nothing computed waits, unless for the next layer of the same step.
+            if is_ready and (not hold_back or len(set(computed)) == 1):
+                assert len(sent) == sum(max(0, blocks - wanted_from) for blocks in computed)
             return
         piece, _ = found
         assert is_ready
@@ -73,7 +78,26 @@ def test_an_ended_transfer_sends_nothing() -> None:
     assert transfer.reason == "cancelled"
     with transfer.lock:
         assert transfer.next_piece(10) is None
-        assert not transfer.has_work()
+        assert not transfer.has_work(10)
+
+
+def test_a_message_on_the_host_waits_for_the_next_layer_but_not_for_the_next_step() -> None:
+    transfer = OutgoingTransfer(KEY, 3, lease_s=10.0, hold_back=True)
+    transfer.grow([0, 1, 2, 3], 4)
+    transfer.ready(0)
+    pieces = []
+    for step in (2, 4):
+        for layer in range(3):
+            transfer.computed(layer, step, None)
+            with transfer.lock:
+                while found := transfer.next_piece(4):
+                    pieces.append((step, layer, found[0]))
+    assert pieces == [
+        (2, 1, Piece(0, 2, 0, 2)),
+        (2, 2, Piece(2, 3, 0, 2)),
+        (4, 1, Piece(0, 2, 2, 4)),
+        (4, 2, Piece(2, 3, 2, 4)),
+    ]
 
 
 def test_a_consumer_refuses_what_it_did_not_ask_for() -> None:
