@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from scheduling import registry, routing
 from scheduling.foresight import after_step
 from scheduling.headroom import FEWEST
-from scheduling.kernels.decoded import UNKNOWN, token_each
 from scheduling.policy import ReplicaView
 from scheduling.promotion import promote
 from scheduling.request_table import RequestTable
@@ -47,7 +44,6 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         plan = policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
         after_step(table, 4000, plan, 0.1, _LIMITS.block_size)
         promote(0.0, table, 4000, _MODEL, _LIMITS, policy.admission, ["waiting"])
-    token_each(table.ints, table.floats, np.arange(FEWEST), UNKNOWN)
     view = ReplicaView("replica", table, 4000, _MODEL, _LIMITS)
     for name in routing.ROUTING:
         routing.get(name).order(0.0, candidates[0], [view, view])

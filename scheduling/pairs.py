@@ -6,7 +6,7 @@ the decode replica can decode it beside all it has promised. Both sides are aske
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scheduling.batch_settings import DEFAULT_SETTINGS
@@ -34,24 +34,27 @@ class Route:
         return self.decode if self.prefill is None else self.prefill
 
 
-def routes(views: Sequence[ReplicaView], linked: Sequence[bool] | None = None) -> tuple[list[Route], list[Route]]:
+def routes(
+    views: Sequence[ReplicaView], can_pair: Callable[[int, int], bool] = lambda prefill, decode: True
+) -> tuple[list[Route], list[Route]]:
     """Return the routes that routing orders, and those that are asked when these decline.
 
     Co-located replicas stand beside pairs. Each prefill worker is paired with the least loaded decode worker that is
     not taken yet, and as a second choice with the next one. A worker with one role serves a request alone where it
-    has no counterpart, or when no pair can promise it. linked: who can exchange KV; everybody unless told otherwise.
+    has no counterpart, or when no pair can promise it. can_pair(prefill, decode): whether these two can exchange KV.
     """
-    can = [True] * len(views) if linked is None else linked
     prefills = [k for k, view in enumerate(views) if view.role == "prefill"]
-    decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: _held(views[k]))
-    can_send, can_take = [k for k in prefills if can[k]], [k for k in decodes if can[k]]
+    decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: load(views[k]))
+    takers = {k: [d for d in decodes if can_pair(k, d)] for k in prefills}
+    can_send = [k for k in prefills if takers[k]]
     wholes = [Route(k) for k, view in enumerate(views) if view.role == "both"]
     alone = [Route(k) for k in (*decodes, *prefills)]
-    if not can_send or not can_take:
+    if not can_send:
         return wholes + alone, []
-    pairs = [Route(can_take[index % len(can_take)], k) for index, k in enumerate(can_send)]
-    others = [Route(can_take[(index + 1) % len(can_take)], k) for index, k in enumerate(can_send)]
-    return wholes + pairs, (others[:2] if len(can_take) > 1 else []) + alone[:2]
+    pairs, others = (
+        [Route(takers[k][(index + shift) % len(takers[k])], k) for index, k in enumerate(can_send)] for shift in (0, 1)
+    )
+    return wholes + pairs, [route for route in others[:2] if route not in pairs] + alone[:2]
 
 
 def ask_order(
@@ -87,7 +90,7 @@ def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
     return [k for _, k in sorted(held)]
 
 
-def _held(view: ReplicaView) -> tuple[float, str]:
+def load(view: ReplicaView) -> tuple[float, str]:
     """Memory that is spoken for: what requests hold, and what they are expected to add."""
     table, limits = view.table, view.limits
     used = table.high_water

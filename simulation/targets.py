@@ -1,4 +1,4 @@
-"""Where a request of the simulated cluster can run, in the order of scheduling.pairs: what the controller asks."""
+"""Where a request of the simulated cluster can run: routes of scheduling.pairs, as the controller has them."""
 
 from __future__ import annotations
 

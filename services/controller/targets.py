@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.slos.v1 import worker_pb2
+from scheduling.pairs import Route, load, routes
 from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
@@ -46,18 +47,15 @@ def targets(replicas: Sequence[Replica]) -> tuple[list[Target], list[Target]]:
     not taken yet, and as a second choice with the next one; workers whose KV differs in form are never paired. A worker
     with one role serves a request alone where it has no counterpart, or when no pair can promise it.
     """
-    both = [replica for replica in replicas if replica.info.role == "both"]
-    prefills = [replica for replica in replicas if replica.info.role == "prefill"]
-    decodes = sorted((replica for replica in replicas if replica.info.role == "decode"), key=_load)
-    takers = {prefill: _takers(prefill, decodes) for prefill in prefills}
-    can_send = [prefill for prefill in prefills if takers[prefill]]
-    wholes = [Target(replica) for replica in both]
-    alone = [Target(replica) for replica in (*decodes, *prefills)]
-    if not can_send:
-        return wholes + alone, []
-    pairs = [_nth_pair(prefill, takers[prefill], index) for index, prefill in enumerate(can_send)]
-    others = [_nth_pair(prefill, takers[prefill], index + 1) for index, prefill in enumerate(can_send)]
-    return wholes + pairs, [target for target in others[:2] if target not in pairs] + alone[:2]
+    ordered, last = routes(
+        [mirror_of(replica).view() for replica in replicas],
+        lambda prefill, decode: not why_not_paired(replicas[prefill].info, replicas[decode].info),
+    )
+
+    def target(route: Route) -> Target:
+        return Target(replicas[route.decode], None if route.prefill is None else replicas[route.prefill])
+
+    return [target(route) for route in ordered], [target(route) for route in last]
 
 
 def with_prefix(request: LiveRequest, order: Sequence[Target], replicas: Sequence[Replica]) -> list[Target]:
@@ -67,7 +65,7 @@ def with_prefix(request: LiveRequest, order: Sequence[Target], replicas: Sequenc
     """
     tokens = request.prompt_tokens + len(request.output)
     worth = {
-        replica: _load(replica)[0] - PREFIX_WORTH * held / tokens
+        replica: _load(replica) - PREFIX_WORTH * held / tokens
         for replica in replicas
         if replica.info.role == "decode" and (held := mirror_of(replica).cached_tokens(request))
     }
@@ -76,7 +74,7 @@ def with_prefix(request: LiveRequest, order: Sequence[Target], replicas: Sequenc
     found: list[Target] = []
     for target in order:
         if target.prefill is not None:
-            own = worth.get(target.decode, _load(target.decode)[0])
+            own = worth.get(target.decode, _load(target.decode))
             better = [decode for decode in _takers(target.prefill, list(worth)) if worth[decode] < own]
             if better:
                 found.append(Target(min(better, key=worth.__getitem__), target.prefill))
@@ -116,21 +114,12 @@ def _takers(prefill: Replica, decodes: Sequence[Replica]) -> list[Replica]:
     return [decode for decode in decodes if not why_not_paired(prefill.info, decode.info)]
 
 
-def _nth_pair(prefill: Replica, decodes: Sequence[Replica], index: int) -> Target:
-    return Target(decodes[index % len(decodes)], prefill)
-
-
 def mirror_of(replica: Replica) -> ReplicaMirror:
     """Mirror of a replica that takes work."""
     assert replica.mirror is not None, "only usable replicas are asked, and they have a mirror"
     return replica.mirror
 
 
-def _load(replica: Replica) -> tuple[float, str]:
-    """Memory that is spoken for: what requests hold, and what they are expected to add."""
-    mirror = mirror_of(replica)
-    table = mirror.table
-    used = table.high_water
-    active = table.active[:used]
-    coming = int(table.remaining_output[:used][active].sum()) / mirror.limits.block_size
-    return (mirror.limits.total_blocks - mirror.free_blocks + coming) / mirror.limits.total_blocks, replica.worker_id
+def _load(replica: Replica) -> float:
+    """Memory that is spoken for, as a share of all."""
+    return load(mirror_of(replica).view())[0]

@@ -121,7 +121,7 @@ def test_pairs_take_the_least_loaded_decode_workers_and_single_workers_come_last
     assert ordered == [Route(0), Route(3, 1), Route(2, 4)]
     assert last == [Route(2, 1), Route(3, 4), Route(3), Route(2)]
     assert routes(views[:1]) == ([Route(0)], [])
-    alone, none = routes(views, [True, True, False, False, True])
+    alone, none = routes(views, lambda prefill, decode: False)
     assert (alone, none) == ([Route(0), Route(3), Route(2), Route(1), Route(4)], [])
 
 
