@@ -17,7 +17,6 @@ from engine.protocol import (
     EngineInfo,
     EngineRequest,
     RequestRejected,
-    SamplingSpec,
     StepEvent,
     StepSettings,
 )
@@ -26,10 +25,10 @@ from engine.vllm.config import VllmConfig
 from engine.vllm.joiner import StepJoiner
 from engine.vllm.kv.held import HeldRequests
 from engine.vllm.messages import Configure, Promote, Relegate, StepRecord
-from engine.vllm.profiling import Profiler
+from engine.vllm.profiling import Profiler, fitted, loose_request
 from engine.vllm.sampling import sampling_params
 from engine.vllm.step_socket import StepSocketClient
-from scheduling.time_model import TimeModel, fit
+from scheduling.time_model import TimeModel
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -228,21 +227,7 @@ class VllmEngine:
             self._profiling = False
             if not self._failure:
                 await self._command(Configure(policy=self._policy))
-        try:
-            model = fit(samples)
-        except ValueError as error:
-            raise EngineError(f"the profile does not give a time model: {error}") from error
-        quality = model.quality
-        assert quality is not None
-        logger.info(
-            "profile: %d batches in %.1f s; held out: R^2 %.3f, relative error p50 %.1f %%, p99 %.1f %%",
-            len(samples),
-            time.monotonic() - began,
-            quality.r2,
-            100 * quality.p50_relative_error,
-            100 * quality.p99_relative_error,
-        )
-        return model.to_json()
+        return fitted(samples, time.monotonic() - began).to_json()
 
     async def events(self) -> AsyncIterator[StepEvent]:
         """Yield every step in order; ends when the engine closes, raises EngineError when it dies."""
@@ -348,17 +333,7 @@ class VllmEngine:
         for size in WARM_UP_TOKENS:
             began = time.monotonic()
             length = min(size, self._config.max_model_len - 4)
-            request = EngineRequest(
-                request_id=f"warm-up-{size}",
-                token_ids=tuple(range(10, 10 + length)),
-                prompt_tokens=length,
-                sampling=SamplingSpec(temperature=0.0, max_tokens=3, ignore_eos=True),
-                standard=True,
-                arrival_s=began,
-                first_token_due_s=began + 60.0,
-                tpot_s=1.0,
-            )
-            await self.submit(request)
+            await self.submit(loose_request(f"warm-up-{size}", range(10, 10 + length), 3))
             async for event in self.events():
                 if any(update.finish_reason for update in event.updates):
                     break

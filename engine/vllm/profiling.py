@@ -12,12 +12,12 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.protocol import EngineInfo, EngineRequest, SamplingSpec
+from engine.protocol import EngineError, EngineInfo, EngineRequest, SamplingSpec
 from engine.vllm.messages import StepRecord
-from scheduling.time_model import BatchShape
+from scheduling.time_model import BatchShape, TimeModel, fit
 
 logger = logging.getLogger(__name__)
 
@@ -104,21 +104,9 @@ class Profiler:
         return [self._random.randrange(FIRST_TOKEN, LAST_TOKEN) for _ in range(count)]
 
     async def _send(self, tokens: list[int], outputs: int) -> None:
-        now = time.monotonic()
         request_id = f"profile-{next(self._numbers)}"
         self._pending.add(request_id)
-        await self.submit(
-            EngineRequest(
-                request_id=request_id,
-                token_ids=tuple(tokens),
-                prompt_tokens=len(tokens),
-                sampling=SamplingSpec(temperature=0.0, max_tokens=outputs, ignore_eos=True),
-                standard=True,
-                arrival_s=now,
-                first_token_due_s=now + 60.0,
-                tpot_s=1.0,
-            )
-        )
+        await self.submit(loose_request(request_id, tokens, outputs))
 
     async def _until_done(self) -> None:
         await self._until(lambda: not self._pending)
@@ -128,6 +116,40 @@ class Profiler:
             while not condition():
                 self._moved.clear()
                 await self._moved.wait()
+
+
+def fitted(samples: list[Sample], took_s: float) -> TimeModel:
+    """Fit a time model to a profile that took so many seconds; EngineError when the measurements do not suffice."""
+    try:
+        model = fit(samples)
+    except ValueError as error:
+        raise EngineError(f"the profile does not give a time model: {error}") from error
+    quality = model.quality
+    assert quality is not None
+    logger.info(
+        "profile: %d batches in %.1f s; held out: R^2 %.3f, relative error p50 %.1f %%, p99 %.1f %%",
+        len(samples),
+        took_s,
+        quality.r2,
+        100 * quality.p50_relative_error,
+        100 * quality.p99_relative_error,
+    )
+    return model
+
+
+def loose_request(request_id: str, tokens: Sequence[int], outputs: int) -> EngineRequest:
+    """Return a request of the engine's own, which no objective binds: so many outputs, whatever they are."""
+    now = time.monotonic()
+    return EngineRequest(
+        request_id=request_id,
+        token_ids=tuple(tokens),
+        prompt_tokens=len(tokens),
+        sampling=SamplingSpec(temperature=0.0, max_tokens=outputs, ignore_eos=True),
+        standard=True,
+        arrival_s=now,
+        first_token_due_s=now + 60.0,
+        tpot_s=1.0,
+    )
 
 
 def experiments(info: EngineInfo, quick: bool) -> list[Experiment]:

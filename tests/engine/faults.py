@@ -97,6 +97,13 @@ class Fleet:
         )
         decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
 
+    def under_way(self, draw: random.Random, prefill: Peer, decode: Peer, count: int = 6) -> list[EngineRequest]:
+        """Draw requests and hand them over; returns at once."""
+        requests = [self.make(draw) for _ in range(count)]
+        for request in requests:
+            self.hand_over(request, prefill, decode)
+        return requests
+
     def transfer(self, decode: Peer) -> KvTransferSpec:
         """The producer's end of a new transfer."""
         return KvTransferSpec(f"t{next(_names)}", 1, True, "d", decode.address, self.kind.kv.lease_s)
@@ -124,9 +131,7 @@ class FaultTests:
         for number in range(fleet.kind.rounds):
             draw = random.Random(number)
             prefill = fleet.get("p")
-            requests = [fleet.make(draw) for _ in range(6)]
-            for request in requests:
-                fleet.hand_over(request, prefill, decode)
+            requests = fleet.under_way(draw, prefill, decode)
             fleet.pause(draw)
             prefill.kill()
             fleet.right(decode, requests)
@@ -140,9 +145,7 @@ class FaultTests:
         for number in range(fleet.kind.rounds):
             draw = random.Random(number)
             decode = fleet.get("d")
-            requests = [fleet.make(draw) for _ in range(6)]
-            for request in requests:
-                fleet.hand_over(request, prefill, decode)
+            requests = fleet.under_way(draw, prefill, decode)
             fleet.pause(draw)
             decode.kill()
             prefill.finished(*(leg(request) for request in requests))
@@ -173,9 +176,7 @@ class FaultTests:
         prefill, decode = fleet.get("p"), fleet.get("d")
         for number in range(fleet.kind.rounds):
             draw = random.Random(number)
-            requests = [fleet.make(draw) for _ in range(6)]
-            for request in requests:
-                fleet.hand_over(request, prefill, decode)
+            requests = fleet.under_way(draw, prefill, decode)
             fleet.pause(draw, 0.03)
             fleet.get(side).pause(fleet.kind.kv.io_timeout_s + 0.2)
             fleet.right(decode, requests)
@@ -227,9 +228,7 @@ class FaultTests:
         prefill, decode = fleet.get("p"), fleet.get("d", small=True)
         for number in range(fleet.kind.rounds):
             draw = random.Random(number)
-            requests = [fleet.make(draw) for _ in range(8)]
-            for request in requests:
-                fleet.hand_over(request, prefill, decode)
+            requests = fleet.under_way(draw, prefill, decode, 8)
             fleet.right(decode, requests)
             prefill.finished(*(leg(request) for request in requests))
             prefill.all_free()

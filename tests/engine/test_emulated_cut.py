@@ -76,9 +76,7 @@ def cut_and_heal(hosts: Hosts, fleet: Fleet) -> None:
     try:
         for number in range(fleet.kind.rounds):
             draw = random.Random(number)
-            requests = [fleet.make(draw) for _ in range(6)]
-            for request in requests:
-                fleet.hand_over(request, prefill, decode)
+            requests = fleet.under_way(draw, prefill, decode)
             fleet.pause(draw, 0.03)
             hosts.cut()
             fleet.right(decode, requests)  # while the link is cut

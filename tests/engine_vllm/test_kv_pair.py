@@ -53,8 +53,8 @@ class Ends:
         await asyncio.gather(self.prefill.idle(), self.decode.idle())
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ends(model_folder: Path) -> AsyncIterator[Ends]:
+def end_configs(model_folder: Path) -> list[VllmConfig]:
+    """Both ends of a pair, each on a core of its own; without an exchange yet."""
     cores = sorted(os.sched_getaffinity(0))
     base = VllmConfig(
         model_dir=model_folder,
@@ -64,9 +64,14 @@ async def ends(model_folder: Path) -> AsyncIterator[Ends]:
         kv_blocks=27,
         policy="vllm-v1",
     )
+    return [replace(base, omp_threads_bind=str(core)) for core in (cores[0], cores[-1])]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ends(model_folder: Path) -> AsyncIterator[Ends]:
     sides = [
-        Harness(with_kv_exchange(replace(base, omp_threads_bind=str(core)), name, KV))
-        for name, core in (("p", cores[0]), ("d", cores[-1]))
+        Harness(with_kv_exchange(config, name, KV))
+        for name, config in zip(("p", "d"), end_configs(model_folder), strict=True)
     ]
     try:
         for side in sides:  # one after the other: they share the cores while they start

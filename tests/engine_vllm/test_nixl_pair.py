@@ -14,10 +14,9 @@ import pytest_asyncio
 
 from engine.kv.config import KvConfig
 from engine.protocol import KvTransferSpec, SamplingSpec
-from engine.vllm.config import VllmConfig
 from engine.vllm.kv.nixl_settings import with_nixl
 from tests.engine_vllm.harness import Harness
-from tests.engine_vllm.test_kv_pair import prompt_of
+from tests.engine_vllm.test_kv_pair import end_configs, prompt_of
 
 pytestmark = [
     pytest.mark.real_engine,
@@ -52,18 +51,7 @@ class Ends:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ends(model_folder: Path, monkeypatch_module: pytest.MonkeyPatch) -> AsyncIterator[Ends]:
     monkeypatch_module.setenv("UCX_TLS", os.environ.get("UCX_TLS", "tcp,self,sm"))
-    cores = sorted(os.sched_getaffinity(0))
-    base = VllmConfig(
-        model_dir=model_folder,
-        max_model_len=1024,
-        max_num_batched_tokens=256,
-        max_num_seqs=16,
-        kv_blocks=27,
-        policy="vllm-v1",
-    )
-    sides = [
-        Harness(with_nixl(replace(base, omp_threads_bind=str(core)), KvConfig())) for core in (cores[0], cores[-1])
-    ]
+    sides = [Harness(with_nixl(config, KvConfig())) for config in end_configs(model_folder)]
     try:
         for side in sides:
             await side.start()
