@@ -5,7 +5,7 @@ Map of the folder
   classes, deadlines      application classes (the paper's Table 1); SLO fields -> Slo
   request_table           resident requests of one replica as arrays, and their transitions
   time_model, fit         step time: prediction, inverse; fit from measured batches
-  margin                  safety margin learned from the model's errors; drift
+  margin                  safety margin learned from the model's errors
   lengths, speculation    online estimates of output lengths and of acceptance; the paper's speculation lengths
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings

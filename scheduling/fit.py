@@ -93,15 +93,15 @@ def _nnls_relative(shapes: FloatArray, times: FloatArray) -> FloatArray:
     median absolute deviations are left out of a second pass.
     """
     weighted = shapes / times[:, None]
-    solution = _nnls(weighted, np.ones(len(times)))
+    solution = nnls(weighted, np.ones(len(times)))
     residual = np.abs(weighted @ solution - 1.0)
     keep = residual <= 5.0 * max(float(np.median(residual)), 1e-6)
     if keep.sum() >= max(_MIN_LINE_SAMPLES, len(LINE_TERMS)) and not keep.all():
-        solution = _nnls(weighted[keep], np.ones(int(keep.sum())))
+        solution = nnls(weighted[keep], np.ones(int(keep.sum())))
     return solution
 
 
-def _nnls(matrix: FloatArray, target: FloatArray) -> FloatArray:
+def nnls(matrix: FloatArray, target: FloatArray) -> FloatArray:
     """Lawson-Hanson non-negative least squares on columns scaled to unit norm."""
     norms = np.linalg.norm(matrix, axis=0)
     scale = np.where(norms > 0, norms, 1.0)

@@ -25,7 +25,6 @@ STEPS_TO_DEADLINE = 2
 where 1 % may, and a sixteenth fewer requests attained their SLOs; from 3 on, more than 1 % were broken."""
 MAX_MARGIN = 2.0
 RECOMPUTE_STEPS = 50
-DRIFT_SAMPLES = 200
 _BOUNDS = (256.0, 1024.0)
 
 
@@ -49,7 +48,6 @@ class MarginEstimator:
         self._target = precision_target
         self._initial = max(initial, 1.0)
         self._ratios: dict[str, deque[float]] = {}
-        self._recent: deque[float] = deque(maxlen=DRIFT_SAMPLES)
         self._boost = 0.0
         self._learned = 0.0
         self._stale = 0
@@ -64,7 +62,6 @@ class MarginEstimator:
             return
         ratio = seconds / predicted_s
         self._ratios.setdefault(bucket(shape), deque(maxlen=WINDOW)).append(ratio)
-        self._recent.append(ratio)
         self._stale += 1
 
     def observe_promise(self, kept: bool) -> None:
@@ -88,15 +85,6 @@ class MarginEstimator:
                 return min(self._initial + self._boost, MAX_MARGIN)
             self._learned, self._stale = max([1.0, *margins]), 0
         return min(max(self._learned, at_least) + self._boost, MAX_MARGIN)
-
-    def drift(self) -> float | None:
-        """Median of measured / predicted over the last steps; None before there are enough.
-
-        Far from 1 for long (a hot device, a neighbour, another model) means: rescale the model or fit it again.
-        """
-        if len(self._recent) < DRIFT_SAMPLES:
-            return None
-        return float(np.median(self._recent))
 
     def explain(self) -> dict[str, dict[str, float]]:
         """Per kind of batch: number of steps, median, p99 and largest measured / predicted, and its margin."""

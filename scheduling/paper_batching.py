@@ -22,11 +22,14 @@ class PaperBatching:
     longest_s: float = 0.1
     settings: BatchSettings = DEFAULT_SETTINGS
 
+    def cap_s(self, model: TimeModel) -> float:
+        """Longest batch on this engine, seconds."""
+        return max(self.longest_s, 2.0 * float(model.array[:, 0].max()))
+
     def plan(
         self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
     ) -> BatchPlan:
         """Plan one step; never empty while a request could run."""
-        shortest_s = 2.0 * float(model.array[:, 0].max())
         decode_slots, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_paper_step(
             table.ints,
             table.floats,
@@ -37,7 +40,7 @@ class PaperBatching:
             model.array,
             model.margin,
             settings_array(self.settings),
-            max(self.longest_s, shortest_s),
+            self.cap_s(model),
             float(limits.max_batch_tokens),
             float(limits.max_batch_requests),
             limits.block_size,

@@ -141,7 +141,7 @@ class TimeModel:
         return replace(self, margin=margin)
 
     def scaled(self, factor: float) -> TimeModel:
-        """Return the same model with all times multiplied (online drift correction)."""
+        """Return the same model with all times multiplied."""
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be positive, not {factor}")
         return replace(self, lines=tuple(tuple(c * factor for c in line) for line in self.lines))

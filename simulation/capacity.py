@@ -15,7 +15,7 @@ from simulation.scenarios import slices
 from simulation.scenarios.catalog import find_scenario
 
 TOLERANCE = 0.03
-GROWTH, GROWTH_WHEN_KNOWN = 1.35, 1.08
+GROWTH, GROWTH_WHEN_KNOWN = 1.35, 1.03
 """How far a search looks up or down first, without and with a rate to start from; the stride then doubles."""
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e4
 Progress = Callable[[RunSpec, Summary], None]

@@ -16,7 +16,7 @@ from simulation.config import ClusterConfig, Lengths
 from simulation.controller import Controller
 from simulation.margins import PRECISION_TARGET, Margins
 from simulation.profiles import Profile
-from simulation.replica import Replica
+from simulation.replica import Replica, Undisturbed
 from simulation.requests import IN_TRANSIT, NOWHERE, Requests
 from simulation.transfers import Transfers
 from simulation.workload import Workload
@@ -65,9 +65,11 @@ class Cluster:
         self._queue: list[tuple[float, int, Event]] = []
         self._sequence = itertools.count()
         self._unfinished = len(workload)
-        # What one replica does reaches another only through later rounds, hand-overs and failures.
-        self._isolated = not (config.prefill_replicas or config.failures or (workload.next_row >= 0).any())
+        self._step_ends: list[tuple[float, int, Event]] = []
+        self._rounds = bool((workload.next_row >= 0).any())
         self._next_late_check_s = LATE_CHECK_S
+        self.one_by_one = False
+        """Every step is an event of its own; results are the same."""
 
     def _role(self, index: int) -> str:
         if self.config.prefill_replicas == 0:
@@ -78,9 +80,12 @@ class Cluster:
 
     def schedule(self, at_s: float, event: Event) -> None:
         """Let an event happen; ValueError when that moment is past."""
+        self._schedule(self._queue, at_s, event)
+
+    def _schedule(self, queue: list[tuple[float, int, Event]], at_s: float, event: Event) -> None:
         if at_s < self.now_s:
             raise ValueError(f"an event at {at_s} s, but it is {self.now_s} s already")
-        heapq.heappush(self._queue, (at_s, next(self._sequence), event))
+        heapq.heappush(queue, (at_s, next(self._sequence), event))
 
     def run(self) -> None:
         """Play until every request has finished (or enough have missed, where the configuration says so)."""
@@ -91,8 +96,10 @@ class Cluster:
             self.schedule(float(self.workload.arrival_s[row]), Arrival(int(row)))
         for failure in self.config.failures:
             self.schedule(failure.at_s, ReplicaDown(failure.replica, failure.down_s))
-        while self._queue and self._unfinished:
-            at_s, _, event = heapq.heappop(self._queue)
+        queue, step_ends = self._queue, self._step_ends
+        while (queue or step_ends) and self._unfinished:
+            steps_first = not queue or (step_ends and step_ends[0] < queue[0])
+            at_s, _, event = heapq.heappop(step_ends if steps_first else queue)
             self.now_s = at_s
             self.events += 1
             event.apply(self, at_s)
@@ -142,7 +149,7 @@ class Cluster:
     def _begin_step(self, replica: Replica, now_s: float) -> None:
         from simulation.events.step_end import StepEnd
 
-        begun = replica.begin_step(now_s, self.policy.batching, self.requests, self._undisturbed_until(replica, now_s))
+        begun = replica.begin_step(now_s, self.policy.batching, self.requests, self._leave_to(replica, now_s))
         if begun is None:
             return
         step, finished = begun
@@ -154,18 +161,29 @@ class Cluster:
             replica.step = step = self.transfers.collect(replica, step)
         if self.config.lengths is Lengths.QUANTILE and replica.steps % REESTIMATE_EVERY_STEPS == 0:
             self._reestimate(replica)
-        self.schedule(step.ends_s, StepEnd(step))
+        self._schedule(self._step_ends, step.ends_s, StepEnd(step))
+
+    def _leave_to(self, replica: Replica, now_s: float) -> Undisturbed:
+        """What a replica may do before anybody has to look."""
+        until_s = min(self._undisturbed_until(replica, now_s), self.controller.next_retry_s)
+        room_below = self.controller.room_below(replica)
+        if self.one_by_one or self._margins is not None or (room_below and len(self.replicas) > 1):
+            return Undisturbed(now_s)
+        estimated = REESTIMATE_EVERY_STEPS if self.config.lengths is Lengths.QUANTILE else 0
+        return Undisturbed(until_s, room_below, estimated, self.policy.repeats_decodes)
 
     def _undisturbed_until(self, replica: Replica, now_s: float) -> float:
         """Until when no replica can learn of anything but its own steps; now where steps must go one by one."""
-        if not self.policy.repeats_decodes:
-            return now_s
-        if self._isolated:
-            following = np.searchsorted(self.workload.arrival_s, now_s, side="right")
-            return float(self.workload.arrival_s[following]) if following < len(self.workload) else np.inf
-        if any(r is not replica and r.alive and not r.busy and len(r.table) for r in self.replicas):
-            return now_s
-        return self._queue[0][0] if self._queue else np.inf
+        until_s = self._queue[0][0] if self._queue else np.inf
+        for other in self.replicas:
+            if other is replica or not other.alive or not (other.busy or len(other.table)):
+                continue
+            ends_s = other.busy_until_s if other.busy else now_s
+            if self.config.prefill_replicas:
+                until_s = min(until_s, ends_s)  # by a prompt that it hands over
+            elif self._rounds:
+                until_s = min(until_s, ends_s + other.next_round_after_s(self.workload))
+        return until_s
 
     def _leave(self, replica: Replica, slot: int) -> None:
         row = replica.row_of(slot)

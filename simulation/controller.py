@@ -9,6 +9,7 @@ are asked about again while they have missed nothing.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from dataclasses import replace
 
@@ -61,6 +62,16 @@ class Controller:
     def waiting(self) -> int:
         """Requests that are on no replica."""
         return len(self._pending) + len(self._waiting)
+
+    @property
+    def next_retry_s(self) -> float:
+        """The first step boundary after this moment may promise what was declined before."""
+        return self._next_round_s if self._retry_at else math.inf
+
+    def room_below(self, replica: Replica) -> int:
+        """A best-effort request is sent there as soon as fewer than this many have yet to start; 0: none waits."""
+        full = len(replica.table) >= replica.limits.max_batch_requests
+        return 0 if full or not self._waiting else BEST_EFFORT_WAITING
 
     def decide(self, now_s: float) -> None:
         """Answer all new requests, retry and dispatch best-effort ones."""
@@ -252,7 +263,7 @@ class Controller:
 
     def _dispatch(self, alive: list[Replica], now_s: float) -> None:
         """Send waiting best-effort requests where few of their kind wait."""
-        if not self._waiting:
+        if not self._waiting or all(self._room_on(replica) <= 0 for replica in alive):
             return
         targets = Targets(alive, [self._transfers.view(r, now_s) for r in alive]).ordered()
         rooms = [self._room(target) for target in targets]
@@ -269,9 +280,7 @@ class Controller:
         return room if target.prefill is None else min(room, self._room_on(target.prefill))
 
     def _room_on(self, replica: Replica) -> int:
-        table = replica.table
-        unstarted = int((table.active & ~table.standard & (table.context == 0)).sum())
-        return min(BEST_EFFORT_WAITING - unstarted, replica.limits.max_batch_requests - len(table))
+        return min(BEST_EFFORT_WAITING - replica.unstarted(), replica.limits.max_batch_requests - len(replica.table))
 
     def _retry(self, alive: list[Replica], now_s: float) -> None:
         """Ask again for best-effort requests that could still meet their SLOs."""

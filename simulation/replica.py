@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,16 @@ import numpy as np
 from scheduling.policy import BatchPlan, BatchPolicy, ReplicaView
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
-from simulation import engine_step
+from simulation import engine_step, planned_run
 from simulation.decode_run import execute_decodes
 from simulation.prefix_cache import PrefixCache
 from simulation.profiles import Profile
 from simulation.requests import Requests
+from simulation.workload import Workload
 
 NOISE_FLOOR = 0.5
 NOISE_BATCH = 4096
+UNBOUNDED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,21 @@ class Step:
     finished_rows: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """How far a replica may go before anybody else has a word.
+
+    until_s: the first step that ends after it is the last. room_below: stop once fewer best-effort requests than this
+    have yet to start (0: go on). estimated_every: estimates of lengths are corrected after every so many steps
+    (0: never). repeats_decodes: see Policy.
+    """
+
+    until_s: float
+    room_below: int = 0
+    estimated_every: int = 0
+    repeats_decodes: bool = False
+
+
 class Replica:
     """State of one engine.
 
@@ -43,6 +61,7 @@ class Replica:
     ) -> None:
         """An empty, idle replica."""
         self.index = index
+        self._name = str(index)
         self.role = role
         self.limits = profile.limits
         self.planner_model = planner_model
@@ -65,23 +84,29 @@ class Replica:
         self._side: IntArray = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
         self._emitted: IntArray = np.zeros((2, len(self.table.active)), np.int64)
         self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
+        self._next_round_after_s: float | None = None
 
     @property
     def busy(self) -> bool:
         """A step is under way."""
         return self.step is not None
 
-    def view(self, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
+    def view(self, cached_tokens: dict[str, int] | None = None, as_of_s: float = -math.inf) -> ReplicaView:
         """What routing and admission take."""
         return ReplicaView(
-            str(self.index),
+            self._name,
             self.table,
             self.free_blocks,
             self.planner_model,
             self.limits,
             self.role,
             cached_tokens or {},
+            as_of_s,
         )
+
+    def unstarted(self) -> int:
+        """Best-effort requests of which nothing has been computed."""
+        return planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
 
     def planning_time_s(self, now_s: float) -> float:
         """The moment that the table stands for, as a planner would predict it."""
@@ -96,6 +121,16 @@ class Replica:
             self._emitted = np.zeros((2, len(self.table.active)), np.int64)
             self._finished = np.zeros(len(self.table.active), np.int64)
         self._side[:, slot] = (row, output_left, thinking_left)
+        self._next_round_after_s = None
+
+    def next_round_after_s(self, workload: Workload) -> float:
+        """Least time between the end of a request that is here and its session's next one; infinite without."""
+        if self._next_round_after_s is None:
+            rows = self._side[engine_step.ROW, : self.table.high_water][self.table.active[: self.table.high_water]]
+            ending = self.step.finished_rows if self.step is not None else ()
+            following = workload.next_row[np.concatenate([rows, np.array(ending, np.int64)])]
+            self._next_round_after_s = float(workload.tool_delay_s[following[following >= 0]].min(initial=math.inf))
+        return self._next_round_after_s
 
     def row_of(self, slot: int) -> int:
         """Workload row in a slot."""
@@ -110,21 +145,30 @@ class Replica:
         return int(self._side[engine_step.THINKING, slot])
 
     def begin_step(
-        self, now_s: float, batching: BatchPolicy, requests: Requests, repeat_until_s: float
+        self, now_s: float, batching: BatchPolicy, requests: Requests, leave: Undisturbed
     ) -> tuple[Step, IntArray] | None:
         """Plan and run one step; returns it with the slots whose output is complete, or None when nothing can run.
 
-        While steps end before repeat_until_s and the plan cannot change, they are run in one go, and the step
-        returned is the last of them.
+        While nobody else has a word, steps are run in one go, and the step returned is the last of them.
         """
-        table = self.table
-        plan = batching.plan(now_s, table, self.free_blocks, self.planner_model, self.limits)
-        only_decodes = len(plan.decode_slots) == len(table) and not len(plan.relegate_slots)
-        if only_decodes and now_s < repeat_until_s and self._noise == 0.0:
-            began, end, steps, emissions, done, free = self._decode_run(now_s, repeat_until_s, plan, requests)
+        together = now_s < leave.until_s and self._noise == 0.0
+        # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
+        alone = together and self.role == "both"
+        rules = planned_run.rules(batching, self.planner_model) if alone else None
+        if rules is not None:
+            began, end, predicted_s, steps, emissions, done, free, fewest = self._planned_run(
+                now_s, rules, requests, leave
+            )
         else:
-            began, steps = now_s, 1
-            end, emissions, done, free = self._execute(now_s, plan, requests.late)
+            plan = batching.plan(now_s, self.table, self.free_blocks, self.planner_model, self.limits)
+            predicted_s = plan.predicted_s
+            only_decodes = len(plan.decode_slots) == len(self.table) and not len(plan.relegate_slots)
+            if together and only_decodes and leave.repeats_decodes:
+                began, end, steps, emissions, done, free = self._decode_run(now_s, leave.until_s, plan, requests)
+            else:
+                began, steps = now_s, 1
+                end, emissions, done, free = self._execute(now_s, plan, requests.late)
+            fewest = free
         self.free_blocks = free
         if self.free_blocks < 0:
             raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
@@ -133,9 +177,9 @@ class Replica:
         self.steps += steps
         self.busy_s += end - now_s
         self.busy_until_s = end
-        self.expected_end_s = began + plan.predicted_s
-        if self.cache.total_blocks > free:
-            self.cache.shrink_to(free)
+        self.expected_end_s = began + predicted_s
+        if self.cache.total_blocks > fewest:
+            self.cache.shrink_to(fewest)
         emitted = self._emitted[:, :emissions].copy()
         finished = self._finished[:done].copy()
         rows = self._side[engine_step.ROW]
@@ -148,6 +192,46 @@ class Replica:
             tuple(rows[finished].tolist()),
         )
         return self.step, finished
+
+    def _planned_run(
+        self, now_s: float, rules: tuple[FloatArray, float], requests: Requests, leave: Undisturbed
+    ) -> tuple[float, float, float, int, int, int, int, int]:
+        # What other replicas teach about lengths must be known when estimates are corrected: such a step comes first.
+        every = leave.estimated_every
+        corrected = every > 0 and (self.steps + 1) % every == 0
+        most_steps = every - 1 - self.steps % every if every and not corrected else every or UNBOUNDED
+        table, limits, model = self.table, self.limits, self.planner_model
+        return planned_run.run_planned(
+            now_s,
+            leave.until_s,
+            most_steps,
+            corrected,
+            leave.room_below,
+            *rules,
+            model.array,
+            model.margin,
+            float(limits.max_batch_tokens),
+            float(limits.max_batch_requests),
+            limits.total_blocks,
+            limits.max_spec_tokens,
+            self._lines,
+            limits.block_size,
+            self.free_blocks,
+            self.acceptance,
+            table.ints,
+            table.floats,
+            table.flags,
+            table.high_water,
+            self._side,
+            self._seed,
+            self._emitted,
+            self._finished,
+            requests.late,
+            self.counters,
+            requests.times,
+            requests.offsets,
+            requests.produced,
+        )
 
     def _decode_run(
         self, now_s: float, until_s: float, plan: BatchPlan, requests: Requests
@@ -204,6 +288,7 @@ class Replica:
 
     def release(self, slot: int) -> int:
         """Take a request out of the table; returns the KV blocks it held, which are free again."""
+        self._next_round_after_s = None
         blocks = int(self.table.kv_blocks[slot])
         self.table.remove(self.table.request_id(slot))
         self.free_blocks += blocks
@@ -216,6 +301,7 @@ class Replica:
             rows.extend(self.step.finished_rows)
         self.alive = False
         self.step = None
+        self._next_round_after_s = None
         self.table = RequestTable(len(self.table.active))
         self.free_blocks = self.limits.total_blocks
         self.cache.clear()

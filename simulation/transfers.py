@@ -96,7 +96,9 @@ class Transfers:
 
     def view(self, replica: Replica, now_s: float, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
         """Return a replica as admission sees it: from its next boundary on, with all that is promised to come."""
-        seen = replace(replica.view(cached_tokens), as_of_s=replica.planning_time_s(now_s))
+        seen = replica.view(cached_tokens, replica.planning_time_s(now_s))
+        if not self._coming:
+            return seen
         mine = [(row, coming) for row, coming in self._coming.items() if coming.target == replica.index]
         if not mine:
             return seen

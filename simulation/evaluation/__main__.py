@@ -15,7 +15,7 @@ from pathlib import Path
 
 from simulation.cache import DEFAULT_DIR
 from simulation.evaluation import document, published
-from simulation.evaluation.book import Book, Stale, stale
+from simulation.evaluation.book import Book, Stale, rate_of, stale
 from simulation.evaluation.bursts import burst_figure
 from simulation.evaluation.jobs import Effort, Figures, Search, Task, made_of, perform
 from simulation.evaluation.sections import SECTIONS, Job, Scope, stages
@@ -79,7 +79,7 @@ def fill(book: Book, name: str, jobs: list[Job], effort: Effort, renewed: set[St
         number = wanted[index]
         book.add(name, {**jobs[number].row, **how, **figures, "made_of": made[number]})
 
-    tasks = [Task(jobs[number].work, effort) for number in wanted]
+    tasks = [Task(jobs[number].work, effort, rate_of(known, jobs[number].row)) for number in wanted]
     if tasks:
         run_all(perform, tasks, name, _name, effort.processes, effort.quiet, keep)
 

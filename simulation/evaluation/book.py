@@ -55,6 +55,12 @@ def stale(known: Sequence[Figures], row: Figures, made_of: Mapping[str, str]) ->
     return Stale.NO if old["simulator"] == made_of["simulator"] else Stale.SIMULATOR
 
 
+def rate_of(known: Sequence[Figures], row: Figures) -> float | None:
+    """Rate that was found for a cell before, by whatever code: where to look first."""
+    cell = _cell(row)
+    return next((k.get("rate_per_gpu") or None for k in known if _cell(k) == cell), None)
+
+
 def merged(known: Sequence[Figures], new: Sequence[Figures]) -> list[Figures]:
     """Known rows with new ones in the place of those for the same cell."""
     rows = {_cell(row): row for row in (*known, *new)}

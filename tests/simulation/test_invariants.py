@@ -167,19 +167,12 @@ def test_the_compiled_step_moves_the_table_as_the_table_does_itself(seed: int, v
     assert free == 1000
 
 
-@settings(max_examples=40, deadline=None)
-@given(random_workloads(longest=300), configurations(), st.sampled_from([None, 1, 2]))
-def test_steps_run_in_one_go_are_the_steps_run_one_by_one(
-    workload: Workload, config: ClusterConfig, prefill: int | None
-) -> None:
-    config = replace(
-        config, policy=config.policy if registry.get(config.policy).repeats_decodes else "vllm-v1", noise=0.0
-    )
-    if prefill is not None:
-        config = replace(config, policy="distserve", replicas=3, prefill_replicas=prefill, failures=())
+def check_steps_run_in_one_go(workload: Workload, config: ClusterConfig) -> None:
+    """The same run with an event for every step, and with as few as possible."""
+    config = replace(config, noise=0.0, learn_margin=False)
     together = Cluster(workload, small_profile(), config)
     single = Cluster(workload, small_profile(), config)
-    single.policy = replace(single.policy, repeats_decodes=False)
+    single.one_by_one = True
     together.run()
     single.run()
     assert np.array_equal(together.requests.times, single.requests.times)
@@ -189,3 +182,19 @@ def test_steps_run_in_one_go_are_the_steps_run_one_by_one(
         assert ours.steps == theirs.steps
         assert np.array_equal(ours.counters, theirs.counters)
     assert together.events <= single.events
+
+
+@settings(max_examples=200, deadline=None)
+@given(random_workloads(longest=300), configurations(), st.booleans())
+def test_steps_run_in_one_go_are_the_steps_run_one_by_one(
+    workload: Workload, config: ClusterConfig, undisturbed: bool
+) -> None:
+    if undisturbed:
+        arrival_s = np.sort(np.nan_to_num(workload.arrival_s))
+        workload = replace(workload, arrival_s=arrival_s, next_row=np.full(len(workload), -1))
+        config = replace(config, failures=())
+    check_steps_run_in_one_go(workload, config)
+
+
+def test_a_run_of_steps_ends_for_requests_that_arrive_at_the_same_moment() -> None:
+    check_steps_run_in_one_go(requests(*[(0.0, 50, 40)] * 3), ClusterConfig("vllm-v1"))

@@ -15,7 +15,7 @@ from simulation.config import ClusterConfig, Lengths
 from simulation.engine_step import DECODES, PREFILL_TOKENS
 from simulation.results import scores
 from simulation.workload import Workload
-from tests.simulation.test_invariants import check_invariants
+from tests.simulation.test_invariants import check_invariants, check_steps_run_in_one_go
 from tests.simulation.workloads import LOOSE, TIGHT, random_workloads, requests, sessions, small_profile
 
 
@@ -36,6 +36,12 @@ def fleets(draw: st.DrawFn) -> ClusterConfig:
         prefix_cache=draw(st.booleans()),
         seed=draw(st.integers(0, 3)),
     )
+
+
+@settings(max_examples=80, deadline=None)
+@given(random_workloads(longest=300), fleets())
+def test_steps_run_in_one_go_are_the_steps_run_one_by_one(workload: Workload, config: ClusterConfig) -> None:
+    check_steps_run_in_one_go(workload, config)
 
 
 def check_nothing_on_its_way(cluster: Cluster) -> None:

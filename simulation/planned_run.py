@@ -1,0 +1,115 @@
+"""Many engine steps in a row, each planned by our own batches: one call in place of one event per step.
+
+The run ends with the first step after which anybody else has a word: the cluster's next event is due, a request
+finished, nothing could run, or a best-effort request that waits in the controller finds room. Every number is the same
+as with single steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.batching import DeadlineBatching, settings_array
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.paper_step import plan_paper_step
+from scheduling.kernels.step import plan_step
+from scheduling.paper_batching import PaperBatching
+from scheduling.policy import BatchPolicy
+from scheduling.request_table import ACTIVE, CONTEXT, REMAINING_OUTPUT, STANDARD, BoolArray, FloatArray, IntArray
+from scheduling.time_model import TimeModel
+from simulation.engine_step import ROW, SeedState, deliver, execute
+
+
+def rules(batching: BatchPolicy, model: TimeModel) -> tuple[FloatArray, float] | None:
+    """Settings and longest batch of the paper's rule (0: the default one) for run_planned; None where it cannot."""
+    if isinstance(batching, DeadlineBatching):
+        return settings_array(batching.settings), 0.0
+    if isinstance(batching, PaperBatching):
+        return settings_array(batching.settings), batching.cap_s(model)
+    return None
+
+
+@kernel
+def run_planned(
+    now: float,
+    until: float,
+    most_steps: int,
+    unestimated: bool,
+    room_below: int,
+    settings: FloatArray,
+    longest: float,
+    planned_lines: FloatArray,
+    margin: float,
+    max_tokens: float,
+    max_requests: float,
+    total_blocks: int,
+    max_spec: int,
+    lines: FloatArray,
+    block: int,
+    free: int,
+    acceptance: float,
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    side: IntArray,
+    seed: SeedState,
+    emitted: IntArray,
+    finished: IntArray,
+    late: BoolArray,
+    counters: IntArray,
+    times: FloatArray,
+    offsets: IntArray,
+    produced: IntArray,
+) -> tuple[float, float, float, int, int, int, int, int]:
+    """Steps from now on, at most most_steps; the tokens of all but the last are delivered.
+
+    unestimated: end with the first step if it leaves a request that was expected to have finished. room_below: end
+    once fewer best-effort requests than this have yet to start (0: whatever they do).
+
+    Returns start, end and predicted duration of the last step, the count of steps, and as `execute` the last step's
+    tokens' slots, finished slots, and free blocks; last, the fewest blocks that were free after any step.
+    """
+    steps = 0
+    fewest = free
+    while True:
+        if longest > 0.0:
+            decodes, prefills, chunks, preempted, relegated, predicted = plan_paper_step(
+                ints, floats, flags, used, now, free, planned_lines, margin, settings, longest, max_tokens,
+                max_requests, block, total_blocks,
+            )  # fmt: skip
+            verified = np.ones(len(decodes), np.int64)
+        else:
+            decodes, verified, prefills, chunks, preempted, relegated, predicted = plan_step(
+                ints, floats, flags, used, now, free, planned_lines, margin, settings, max_tokens, max_requests,
+                block, total_blocks, max_spec,
+            )  # fmt: skip
+        end, emissions, done, free = execute(
+            now, 1.0, lines, block, free, acceptance, ints, floats, flags, side, decodes, verified, prefills, chunks,
+            preempted, relegated, seed, emitted, finished, late, counters,
+        )  # fmt: skip
+        fewest = min(fewest, free)
+        if end <= now:
+            break
+        steps += 1
+        if end >= until or done > 0 or steps >= most_steps:
+            break
+        if steps == 1 and unestimated and _overran(ints, flags, used):
+            break
+        if room_below > 0 and unstarted(ints, flags, used) < room_below:
+            break
+        deliver(end, emitted, emissions, side[ROW][emitted[0, :emissions]], times, offsets, produced)
+        now = end
+    return now, end, predicted, steps, emissions, done, free, fewest
+
+
+@kernel
+def _overran(ints: IntArray, flags: BoolArray, used: int) -> bool:
+    """Some request has as many output tokens as were expected of it, and goes on."""
+    return bool((flags[ACTIVE, :used] & (ints[REMAINING_OUTPUT, :used] <= 1)).any())
+
+
+@kernel
+def unstarted(ints: IntArray, flags: BoolArray, used: int) -> int:
+    """Best-effort requests of which nothing has been computed."""
+    return int((flags[ACTIVE, :used] & ~flags[STANDARD, :used] & (ints[CONTEXT, :used] == 0)).sum())
