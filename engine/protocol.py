@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from scheduling.time_model import BatchShape
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -137,7 +139,10 @@ class RequestUpdate:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """One engine step: tokens and planner state together; predicted_s is without the planner's margin."""
+    """One engine step: tokens and planner state together; predicted_s is without the planner's margin.
+
+    shape: what its duration depends on; None where nothing was computed.
+    """
 
     step: int
     ended_s: float
@@ -147,6 +152,7 @@ class StepEvent:
     free_blocks: int
     batch_tokens: int
     batch_requests: int
+    shape: BatchShape | None = None
 
 
 @dataclass(frozen=True, slots=True)

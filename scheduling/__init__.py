@@ -6,6 +6,7 @@ Map of the folder
   request_table           resident requests of one replica as arrays, and their transitions
   time_model, fit         step time: prediction, inverse; fit from measured batches
   margin                  safety margin learned from the model's errors
+  refit                   another time model for an engine that has drifted from its own
   lengths, speculation    online estimates of output lengths and of acceptance; the paper's speculation lengths
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings

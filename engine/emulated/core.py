@@ -138,6 +138,7 @@ class EmulatedCore:
             return None  # memory comes back when KV has left
         shape = self._formation.shape(batch)
         noise = max(0.1, self._noise.gauss(1.0, self._config.time_noise)) if self._config.time_noise else 1.0
+        batch.shape = shape
         batch.predicted_s = self.planning_model.duration_s(shape) / self.planning_model.margin
         batch.duration_s = self._true_model.duration_s(shape) * noise
         return batch

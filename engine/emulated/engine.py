@@ -179,6 +179,7 @@ class EmulatedEngine:
                     free_blocks=free_said,
                     batch_tokens=batch.tokens if batch else 0,
                     batch_requests=batch.requests if batch else 0,
+                    shape=batch.shape if batch else None,
                 )
             )
 

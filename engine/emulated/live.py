@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from engine.emulated.output import OutputScript, StopText
 from engine.protocol import EngineRequest
+from scheduling.time_model import BatchShape
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Batch:
     duration_s: float = 0.0
     predicted_s: float = 0.0
     tokens: int = 0
+    shape: BatchShape | None = None
     touched: dict[str, Live] = field(default_factory=dict)
     relegated: set[str] = field(default_factory=set)
 

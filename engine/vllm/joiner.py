@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from engine.protocol import RequestUpdate, StepEvent, TokenLogprob
 from engine.vllm.messages import RequestRecord, StepRecord
+from scheduling.time_model import BatchShape
 
 Logprobs = tuple[tuple[TokenLogprob, ...], ...]
 
@@ -140,6 +141,7 @@ class StepJoiner:
             free_blocks=record.free_blocks,
             batch_tokens=record.batch_tokens,
             batch_requests=record.batch_requests,
+            shape=BatchShape(*record.shape) if record.batch_tokens else None,
         )
 
     def _loose_updates(self) -> list[RequestUpdate]:

@@ -50,6 +50,10 @@ class ReplicaMirror:
         """Plan with this safety factor on predicted times."""
         self.model = self.model.with_margin(margin)
 
+    def set_model(self, model: TimeModel) -> None:
+        """Plan with this time model, and the safety factor in force."""
+        self.model = model.with_margin(self.model.margin)
+
     def view(self, requests: Iterable[LiveRequest] = ()) -> ReplicaView:
         """Return what routing and admission take, for these candidates; it shares the table."""
         cached = {request.wire_id: held for request in requests if (held := self.cached_tokens(request))}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import grpc
 
 from protos.slos.v1 import worker_pb2
+from scheduling.time_model import TimeModel
 from services.controller.fit import why_unintelligible
 from services.controller.learned_margin import LearnedMargin
 from services.controller.link import LinkRefused, LinkTimes, WorkerLink
@@ -207,6 +208,8 @@ class Replica:
             if self.mirror is not None:
                 self.mirror.role = event.role_changed.role
             self._events.changed(self)
+        elif kind == "time_model_changed":
+            self._refitted(event.time_model_changed)
 
     def broken(self, reason: str) -> None:
         """Note that there is no connection; the manager decides when the replica is lost."""
@@ -264,6 +267,18 @@ class Replica:
             self.placed.gone(update.request_id)
             if leg is not None:
                 self._events.prefilled(self, leg, update, ended_s)
+
+    def _refitted(self, changed: worker_pb2.TimeModelChanged) -> None:
+        """Plan with what the worker plans with from here on."""
+        log.warning("steps of worker %s take %.2f times as long as predicted", self.worker_id, changed.drift)
+        self.info.time_model_json = changed.time_model_json
+        if self.mirror is None:
+            return
+        self.mirror.set_model(TimeModel.from_json(changed.time_model_json))
+        if self.margin is not None:
+            self.margin.attached(self.mirror.model)
+            self._use_margin()
+        self._events.changed(self)
 
     def _use_margin(self, again: bool = False) -> None:
         """Plan with what was learned, here and on the worker; again: a worker that may have forgotten is told."""

@@ -49,6 +49,12 @@ _OPTIONS = [
     click.option("--orphan-s", default=60.0, type=_SECONDS, help="time that requests go on without a controller"),
     click.option("--silence-s", default=10.0, type=_SECONDS, help="a silent controller counts as gone after this time"),
     click.option("--kept-events", default=20_000, type=_COUNT, help="unacknowledged events kept for the controller"),
+    click.option(
+        "--refit-drift",
+        default=0.1,
+        type=click.FloatRange(min=0.0),
+        help="fit the time model again once the median step is off by this share; 0: never",
+    ),
     click.option("--profile-anew", is_flag=True, help="fit the time model even when Redis has one"),
     click.option("--profile-quick", is_flag=True, help="fit it from fewer batches"),
     click.option("--engine", default="vllm", type=click.Choice(["vllm", "emulated"])),

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 import grpc
 
-from engine.protocol import Engine, StepEvent
+from engine.protocol import Engine, StepEvent, StepSettings
 from protos.slos.v1 import common_pb2, worker_pb2
+from scheduling.refit import OnlineFit, RefitSettings
+from scheduling.time_model import TimeModel
 from services.worker_host import wire
 from services.worker_host.event_log import EventLog, KeptEvent
 from services.worker_host.session import Session
@@ -35,11 +37,13 @@ class HostSettings:
 
     orphan_s: how long requests go on without a controller before they are cancelled. silence_s: a controller that
     sends nothing for so long, not even a ping, is taken for gone. kept_events: unacknowledged events kept at most.
+    refit_drift: the time model is fitted again when the median step of a kind is off by this share; 0: never.
     """
 
     orphan_s: float = 60.0
     silence_s: float = 10.0
     kept_events: int = 20_000
+    refit_drift: float = 0.1
 
 
 class WorkerHost:
@@ -57,6 +61,10 @@ class WorkerHost:
         self.highest_fence = 0
         self.on_info_changed: Callable[[], None] = lambda: None
         self.on_step: Callable[[StepEvent], None] = lambda _: None
+        self.refits = 0
+        self._fit: OnlineFit | None = None
+        if settings.refit_drift > 0 and info.time_model_json:
+            self._fit = OnlineFit(TimeModel.from_json(info.time_model_json), RefitSettings(drift=settings.refit_drift))
         self._idle = asyncio.Event()
         self._idle.set()
         self._detached_s = time.monotonic()
@@ -136,6 +144,10 @@ class WorkerHost:
             if step.updates or step.batch_requests or step.free_blocks != free_blocks:
                 self._record(step)
             free_blocks = step.free_blocks
+            if self._fit is not None and step.shape is not None:
+                refitted = self._fit.observe(step.shape, step.duration_s)
+                if refitted is not None:
+                    await self._plan_with(refitted.model, refitted.drift)
 
     def emit(self, event: worker_pb2.Event, ended_s: float | None = None) -> None:
         """Number an event, keep it, and send it when somebody listens."""
@@ -208,6 +220,17 @@ class WorkerHost:
         for update in event.step.requests:
             if update.finish_reason:
                 self.closed(update.request_id)
+
+    async def _plan_with(self, model: TimeModel, drift: float) -> None:
+        """Let engine and controller plan with a model that was fitted while the engine served."""
+        log.warning("steps take %.2f times as long as predicted: the time model was fitted again", drift)
+        text = model.to_json()
+        await self.engine.configure(StepSettings(time_model_json=text))
+        self.refits += 1
+        self.info.time_model_json = text
+        changed = worker_pb2.TimeModelChanged(time_model_json=text, drift=drift)
+        self.emit(worker_pb2.Event(time_model_changed=changed))
+        self.on_info_changed()
 
     def _say_drained(self) -> None:
         if self.info.draining and not self.requests and not self._drained_said:

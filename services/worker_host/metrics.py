@@ -33,6 +33,7 @@ class WorkerMetrics:
         for name, text, value in (
             ("slos_worker_requests", "Requests held, running or waiting.", lambda: len(host.requests)),
             ("slos_worker_unacknowledged_events", "Events kept for the controller.", lambda: len(host.events)),
+            ("slos_worker_refits", "Times that the time model was fitted again.", lambda: float(host.refits)),
             ("slos_worker_attached", "1 while a controller is attached.", lambda: float(host.session is not None)),
         ):
             Gauge(name, text, ["worker"], registry=self.registry).labels(worker).set_function(value)

@@ -168,7 +168,7 @@ class Configure(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., time_margin: _Optional[float] = ..., best_effort_floor: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "welcome", "step", "rejected", "pong", "drained", "stopping", "role_changed", "draining")
+    __slots__ = ("number", "welcome", "step", "rejected", "pong", "drained", "stopping", "role_changed", "draining", "time_model_changed")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class Event(_message.Message):
     STOPPING_FIELD_NUMBER: _ClassVar[int]
     ROLE_CHANGED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    TIME_MODEL_CHANGED_FIELD_NUMBER: _ClassVar[int]
     number: int
     welcome: Welcome
     step: Step
@@ -187,7 +188,8 @@ class Event(_message.Message):
     stopping: Stopping
     role_changed: RoleChanged
     draining: Draining
-    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., role_changed: _Optional[_Union[RoleChanged, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    time_model_changed: TimeModelChanged
+    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., rejected: _Optional[_Union[Rejected, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., role_changed: _Optional[_Union[RoleChanged, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., time_model_changed: _Optional[_Union[TimeModelChanged, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("info", "request_ids", "oldest_event", "incarnation")
@@ -240,6 +242,14 @@ class WorkerInfo(_message.Message):
     draining: bool
     kv_layout: str
     def __init__(self, worker_id: _Optional[str] = ..., proto_version: _Optional[int] = ..., model: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., role: _Optional[str] = ..., kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., emulated: _Optional[bool] = ..., time_model_json: _Optional[str] = ..., hardware: _Optional[str] = ..., kv_address: _Optional[str] = ..., max_spec_tokens: _Optional[int] = ..., prefix_caching: _Optional[bool] = ..., draining: _Optional[bool] = ..., kv_layout: _Optional[str] = ...) -> None: ...
+
+class TimeModelChanged(_message.Message):
+    __slots__ = ("time_model_json", "drift")
+    TIME_MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    time_model_json: str
+    drift: float
+    def __init__(self, time_model_json: _Optional[str] = ..., drift: _Optional[float] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("duration_us", "predicted_us", "age_us", "requests", "free_blocks", "batch_tokens", "batch_requests", "ended_us")

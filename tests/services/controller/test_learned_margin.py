@@ -88,6 +88,24 @@ def test_steps_without_a_prediction_and_another_engine_count_for_nothing() -> No
     assert margin.wanted() == FIRST_GUESS
 
 
+async def test_a_model_that_was_fitted_again_counts_with_a_margin_of_its_own() -> None:
+    peer = Peer()
+    async with attached(peer, Record(), LearnedMargin(0.99)) as replica:
+        await until(lambda: replica.usable)
+        for number in range(1, FEW_STEPS + 1):
+            peer.send(worker_pb2.Event(number=number, step=step_of(1.5)))
+        await peer.hear(lambda c: c.configure.time_margin >= 1.49)
+        peer.commands.clear()
+        slower = MODEL.scaled(1.5)
+        changed = worker_pb2.TimeModelChanged(time_model_json=slower.to_json(), drift=1.5)
+        peer.send(worker_pb2.Event(number=FEW_STEPS + 1, time_model_changed=changed))
+        told = await peer.hear(lambda c: c.configure.time_margin == pytest.approx(FIRST_GUESS))
+        assert replica.mirror is not None
+        assert replica.mirror.model.lines == slower.lines
+        assert replica.mirror.model.margin == pytest.approx(told.configure.time_margin)
+        assert replica.info.time_model_json == slower.to_json()
+
+
 async def test_the_worker_is_told_at_once_and_whenever_it_moves() -> None:
     peer = Peer()
     async with attached(peer, Record(), LearnedMargin(0.99)) as replica:

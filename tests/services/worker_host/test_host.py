@@ -12,8 +12,9 @@ import grpc
 import pytest
 
 from engine.emulated import EmulatedConfig, EmulatedEngine
-from engine.protocol import Engine, EngineError, EngineRequest
+from engine.protocol import Engine, EngineError, EngineRequest, StepSettings
 from protos.slos.v1 import worker_pb2, worker_pb2_grpc
+from scheduling.time_model import BatchShape, TimeModel
 from services.common.rpc import add_port, new_server
 from services.common.security import SecuritySettings
 from services.common.store import Store, StoreSettings, TimeModelKey
@@ -46,7 +47,7 @@ class Clumsy(EmulatedEngine):
 async def hosted(engine: Engine) -> AsyncIterator[tuple[WorkerHost, str, asyncio.Task[None]]]:
     """Serve an engine; gives the host, its address, and the task that ends with the engine."""
     info = await engine.start()
-    host = WorkerHost(engine, wire.worker_info("w", "both", "hash", info, "{}"), "one", HostSettings())
+    host = WorkerHost(engine, wire.worker_info("w", "both", "hash", info, FAST.to_json()), "one", HostSettings())
     service = WorkerService()
     service.serve(host)
     server = new_server(SecuritySettings())
@@ -116,6 +117,26 @@ async def test_requests_of_the_engines_own_are_not_shown() -> None:
         await driver.submit(submission("a", max_tokens=20))
         await driver.until(lambda account: "a" in account.finished)
         assert driver.account.tokens.keys() == {"a"}
+
+
+async def test_a_drifted_engine_is_planned_with_a_new_time_model() -> None:
+    """Every step takes 1.6 times what the worker has announced: it says so, and predicts them again."""
+    engine = EmulatedEngine(replace(CONFIG, time_scale=1.6), lambda name, floor: DecodeFirst())
+    async with hosted(engine) as (host, address, _), attach(address) as driver:
+        await engine.configure(StepSettings(time_model_json=FAST.to_json(), time_margin=1.25))
+        await driver.submit(submission("a", max_tokens=1500))
+        await driver.until(lambda account: account.heard("time_model_changed"))
+        changed = next(e for e in driver.account.others if e.WhichOneof("event") == "time_model_changed")
+        assert changed.time_model_changed.drift == pytest.approx(1.6, rel=0.01)
+        assert host.info.time_model_json == changed.time_model_changed.time_model_json
+        model = TimeModel.from_json(host.info.time_model_json)
+        shape = BatchShape(1, 1)
+        assert model.duration_s(shape) == pytest.approx(1.6 * FAST.duration_s(shape), rel=0.02)
+        assert host.refits == 1
+        core = engine._core
+        assert core is not None
+        assert core.planning_model.lines == model.lines
+        assert core.planning_model.margin == 1.25
 
 
 async def test_worker_that_still_loads_tells_controllers_to_wait() -> None:
