@@ -11,7 +11,7 @@ from services.controller.planner import PER_DECISION, Planner, next_due_s
 from services.controller.replica import Replica
 from services.controller.replicas import ReplicaManager
 from services.controller.request import LiveRequest
-from services.controller.targets import Target, mirror_of, targets
+from services.controller.targets import Target, Targets, mirror_of
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
@@ -46,7 +46,7 @@ class Leftovers:
         """Send waiting requests where few of their kind wait."""
         weights = self._weights()
         for model in self._queue.models():
-            choices, _ = targets(self._replicas.usable(model))
+            choices = Targets(self._replicas.usable(model)).ordered()
             while (request := self._queue.first(model, now_s, weights)) is not None:
                 open_to = [target for target in choices if self._room(target) > 0]
                 if not open_to:

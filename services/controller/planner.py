@@ -14,7 +14,7 @@ from scheduling.promotion import promote
 from scheduling.types import AdmissionDecision, Candidate
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
-from services.controller.targets import Target, mirror_of, targets, with_prefix
+from services.controller.targets import Target, Targets, mirror_of
 from services.controller.transfers import TransferTimes
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,11 @@ class Planner:
     ) -> list[tuple[LiveRequest, str]]:
         """Place those that can be promised; return the others with the reason of the last target asked."""
         now_s = time.monotonic()
-        ordered, last = targets(replicas)
-        views = [mirror_of(target.first).view(requests) for target in ordered]
-        hops: dict[str, deque[Target]] = {}
-        for request in requests:
-            order = self.policy.routing.order(now_s, self._candidate(request), views)
-            hops[request.request_id] = deque((*with_prefix(request, [ordered[i] for i in order], replicas), *last))
+        targets, routing = Targets(replicas, requests), self.policy.routing
+        hops = {
+            request.request_id: deque(targets.ask_order(now_s, self._candidate(request), routing))
+            for request in requests
+        }
         reasons = {request.request_id: "no replica was asked" for request in requests}
         asking, declined = list(requests), []
         while asking:
@@ -73,12 +72,9 @@ class Planner:
 
     def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Target:
         """Where routing would send a request that is promised whatever the plan says."""
-        ordered, _ = targets(replicas)
-        views = [mirror_of(target.first).view([request]) for target in ordered]
-        order = self.policy.routing.order(time.monotonic(), self._candidate(request), views)
-        if order:
-            return with_prefix(request, [ordered[order[0]]], replicas)[0]
-        return min(ordered, key=lambda target: len(target.decode.placed.requests))
+        targets = Targets(replicas, [request])
+        first = targets.first(time.monotonic(), self._candidate(request), self.policy.routing)
+        return first or min(targets.ordered(), key=lambda target: len(target.decode.placed.requests))
 
     def prefill_due_s(self, request: LiveRequest, target: Target) -> float:
         """When the prefill half of a hand-over must be done, so that the other half has the first token in time."""

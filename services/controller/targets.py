@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.slos.v1 import worker_pb2
-from scheduling.pairs import Route, load, routes
+from scheduling.pairs import Route, ask_order, routes
+from scheduling.policy import RoutingPolicy
+from scheduling.types import Candidate
 from services.controller.mirror import ReplicaMirror
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
 from services.controller.submission import leg_id
-
-PREFIX_WORTH = 0.25
-"""A decode worker that holds all of a request is preferred to one with so much more of its memory free (share)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +39,38 @@ class Target:
         return f"{self.prefill.worker_id} and {self.decode.worker_id}"
 
 
-def targets(replicas: Sequence[Replica]) -> tuple[list[Target], list[Target]]:
-    """Return the targets among usable replicas that routing orders, and those that are asked when these decline.
+class Targets:
+    """The targets among usable replicas, as one decision sees them; workers whose KV differs in form are no pair."""
 
-    Co-located replicas stand beside pairs. Each prefill worker is paired with the least loaded decode worker that is
-    not taken yet, and as a second choice with the next one; workers whose KV differs in form are never paired. A worker
-    with one role serves a request alone where it has no counterpart, or when no pair can promise it.
-    """
-    ordered, last = routes(
-        [mirror_of(replica).view() for replica in replicas],
-        lambda prefill, decode: not why_not_paired(replicas[prefill].info, replicas[decode].info),
-    )
+    def __init__(self, replicas: Sequence[Replica], requests: Sequence[LiveRequest] = ()) -> None:
+        """requests: those to be decided, whose prefixes workers may hold."""
+        self._replicas = replicas
+        self._views = [mirror_of(replica).view(requests) for replica in replicas]
+        self._ordered, self._last = routes(
+            self._views, lambda prefill, decode: not why_not_paired(replicas[prefill].info, replicas[decode].info)
+        )
 
-    def target(route: Route) -> Target:
-        return Target(replicas[route.decode], None if route.prefill is None else replicas[route.prefill])
+    def ordered(self) -> list[Target]:
+        """Those that routing orders."""
+        return [self._target(route) for route in self._ordered]
 
-    return [target(route) for route in ordered], [target(route) for route in last]
+    def last(self) -> list[Target]:
+        """Those that are asked when all others decline."""
+        return [self._target(route) for route in self._last]
 
+    def ask_order(self, now_s: float, candidate: Candidate, routing: RoutingPolicy) -> list[Target]:
+        """Return all targets in the order in which one candidate asks them."""
+        order = ask_order(now_s, candidate, self._views, self._ordered, self._last, routing)
+        return [self._target(route) for route in order]
 
-def with_prefix(request: LiveRequest, order: Sequence[Target], replicas: Sequence[Replica]) -> list[Target]:
-    """Return the targets in this order, each pair after the one whose decode worker holds more of the request.
+    def first(self, now_s: float, candidate: Candidate, routing: RoutingPolicy) -> Target | None:
+        """Return the target that routing itself would take, if it takes any."""
+        order = routing.order(now_s, candidate, [self._views[route.first] for route in self._ordered])
+        return self._target(self._ordered[order[0]]) if order else None
 
-    What it holds need not be sent, and takes no memory a second time. That is worth a certain difference in load.
-    """
-    tokens = request.prompt_tokens + len(request.output)
-    worth = {
-        replica: _load(replica) - PREFIX_WORTH * held / tokens
-        for replica in replicas
-        if replica.info.role == "decode" and (held := mirror_of(replica).cached_tokens(request))
-    }
-    if not worth:
-        return list(order)
-    found: list[Target] = []
-    for target in order:
-        if target.prefill is not None:
-            own = worth.get(target.decode, _load(target.decode))
-            better = [decode for decode in _takers(target.prefill, list(worth)) if worth[decode] < own]
-            if better:
-                found.append(Target(min(better, key=worth.__getitem__), target.prefill))
-        found.append(target)
-    return list(dict.fromkeys(found))
+    def _target(self, route: Route) -> Target:
+        prefill = None if route.prefill is None else self._replicas[route.prefill]
+        return Target(self._replicas[route.decode], prefill)
 
 
 def why_not_paired(prefill: worker_pb2.WorkerInfo, decode: worker_pb2.WorkerInfo) -> str:
@@ -110,16 +101,7 @@ def why_alone(replica: Replica, replicas: Sequence[Replica]) -> str:
     return reasons[0] if reasons and all(reasons) else ""
 
 
-def _takers(prefill: Replica, decodes: Sequence[Replica]) -> list[Replica]:
-    return [decode for decode in decodes if not why_not_paired(prefill.info, decode.info)]
-
-
 def mirror_of(replica: Replica) -> ReplicaMirror:
     """Mirror of a replica that takes work."""
     assert replica.mirror is not None, "only usable replicas are asked, and they have a mirror"
     return replica.mirror
-
-
-def _load(replica: Replica) -> float:
-    """Memory that is spoken for, as a share of all."""
-    return load(mirror_of(replica).view())[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import grpc
-import pytest
 
+from scheduling.routing import get as get_routing
+from scheduling.types import Candidate, Slo
 from services.common.metrics import CollectorRegistry
 from services.controller.failover import Failover
 from services.controller.metrics import Metrics
@@ -14,7 +15,7 @@ from services.controller.mirror import ReplicaMirror
 from services.controller.relay import Relay
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
-from services.controller.targets import Target, targets, why_alone, why_not_paired, with_prefix
+from services.controller.targets import Target, Targets, why_alone, why_not_paired
 from services.controller.worker_events import WorkerEvents
 from tests.services.controller.making import make_request
 from tests.services.controller.peer import info
@@ -49,63 +50,51 @@ def holds(decode: Replica, tokens: int) -> None:
     mirror(decode).prefilled(make_request(prompt=PROMPT[:tokens]), 0)
 
 
-def fill(decode: Replica, tokens: int) -> None:
-    """Let a worker's memory be taken by so many tokens."""
-    mirror(decode).free_blocks -= tokens // BLOCK
-
-
 async def test_workers_whose_kv_differs_are_never_paired_and_it_is_said_why() -> None:
     prefill, odd, fitting = replica("prefill-0"), replica("decode-0", layout="other"), replica("decode-1")
-    first, last = targets([prefill, odd, fitting])
-    assert names(first) == ["prefill-0 and decode-1"]
-    assert names(last) == ["decode-0", "decode-1"]
+    found = Targets([prefill, odd, fitting])
+    assert names(found.ordered()) == ["prefill-0 and decode-1"]
+    assert names(found.last()) == ["decode-0", "decode-1"]
     assert "[same], decode-0 [other]" in why_not_paired(prefill.info, odd.info)
     assert "decode-0 [other]" in why_alone(odd, [prefill, odd, fitting])
     assert why_alone(prefill, [prefill, odd, fitting]) == ""
     assert why_alone(odd, [odd, fitting]) == ""
-    first, last = targets([prefill, odd])
-    assert names(first) == ["decode-0", "prefill-0"]
-    assert last == []
+    found = Targets([prefill, odd])
+    assert names(found.ordered()) == ["decode-0", "prefill-0"]
+    assert found.last() == []
     assert "--kv-exchange" in why_alone(replica("decode-2", kv_address=""), [prefill])
 
 
-async def test_the_decode_worker_that_holds_the_prefix_is_asked_first() -> None:
-    prefill, empty, holder = replica("prefill-0"), replica("decode-0"), replica("decode-1")
+def asked(request: LiveRequest, replicas: list[Replica]) -> list[str]:
+    """Who is asked for a request, in order."""
+    slo = Slo(1.0, 0.1)
+    candidate = Candidate(request.wire_id, 0.0, request.prompt_tokens, slo, 10, 10)
+    return names(Targets(replicas, [request]).ask_order(0.0, candidate, get_routing("sequential")))
+
+
+async def test_the_decode_worker_that_holds_a_good_part_of_the_prompt_is_asked_first() -> None:
+    _, some, holder = workers = [replica("prefill-0"), replica("decode-0"), replica("decode-1")]
     request = make_request(prompt=PROMPT)
-    order, _ = targets([prefill, empty, holder])
-    assert names(order) == ["prefill-0 and decode-0"]
-    assert with_prefix(request, order, [prefill, empty, holder]) == order
-    holds(holder, len(PROMPT))
-    found = with_prefix(request, order, [prefill, empty, holder])
-    assert names(found) == ["prefill-0 and decode-1", "prefill-0 and decode-0"]
-    assert with_prefix(make_request(prompt=(7,) * 100), order, [prefill, empty, holder]) == order
-
-
-@pytest.mark.parametrize(("taken", "first"), [(0.0, "decode-1"), (0.15, "decode-1"), (0.6, "decode-0")])
-async def test_a_held_prefix_is_worth_a_certain_load(taken: float, first: str) -> None:
-    prefill, empty, holder = replica("prefill-0"), replica("decode-0"), replica("decode-1")
-    holds(holder, len(PROMPT))
-    fill(holder, int(taken * mirror(holder).limits.total_blocks * BLOCK))
-    order = [Target(empty, prefill)]
-    found = with_prefix(make_request(prompt=PROMPT), order, [prefill, empty, holder])
-    assert found[0].decode.worker_id == first
-
-
-async def test_more_of_the_prefix_is_worth_more() -> None:
-    prefill, some, more = replica("prefill-0"), replica("decode-0"), replica("decode-1")
+    assert asked(request, workers)[0] == "prefill-0 and decode-0"
     holds(some, 2 * BLOCK)
-    holds(more, 8 * BLOCK)
-    found = with_prefix(make_request(prompt=PROMPT), [Target(some, prefill)], [prefill, some, more])
-    assert names(found) == ["prefill-0 and decode-1", "prefill-0 and decode-0"]
-    found = with_prefix(make_request(prompt=PROMPT), [Target(more, prefill)], [prefill, some, more])
-    assert names(found) == ["prefill-0 and decode-1"]
+    assert asked(request, workers)[0] == "prefill-0 and decode-0", "a fifth of it is not enough"
+    holds(holder, 8 * BLOCK)
+    assert asked(request, workers)[:2] == ["decode-1", "prefill-0 and decode-0"]
+    assert asked(make_request(prompt=(7,) * 100), workers)[0] == "prefill-0 and decode-0"
 
 
-async def test_a_holder_of_another_form_of_kv_is_no_reason() -> None:
-    prefill, empty, holder = replica("prefill-0"), replica("decode-0"), replica("decode-1", layout="other")
-    holds(holder, len(PROMPT))
-    order = [Target(empty, prefill), Target(replica("both-0"))]
-    assert with_prefix(make_request(prompt=PROMPT), order, [prefill, empty, holder]) == order
+async def test_a_holder_of_another_form_of_kv_serves_alone() -> None:
+    workers = [replica("prefill-0"), replica("decode-0"), replica("decode-1", layout="other")]
+    holds(workers[2], len(PROMPT))
+    assert asked(make_request(prompt=PROMPT), workers)[:2] == ["decode-1", "prefill-0 and decode-0"]
+
+
+async def test_who_routing_takes_has_the_first_word_without_a_promise() -> None:
+    workers = [replica("prefill-0"), replica("decode-0"), replica("decode-1")]
+    request = make_request(prompt=PROMPT)
+    candidate = Candidate(request.wire_id, 0.0, request.prompt_tokens, Slo(1.0, 0.1), 10, 10)
+    first = Targets(workers, [request]).first(0.0, candidate, get_routing("sequential"))
+    assert str(first) == "prefill-0 and decode-0"
 
 
 async def test_a_prefill_worker_is_known_to_hold_what_it_has_computed() -> None:

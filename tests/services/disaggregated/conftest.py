@@ -91,6 +91,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
     folder = tmp_path_factory.mktemp("pairs")
     arguments = (
         *KV,
+        # Tests send the same prompts, and whoever holds one serves it alone.
+        "--no-prefix-caching",
         "--kv-block-bytes",
         str(BLOCK_BYTES),
         "--lease-s",

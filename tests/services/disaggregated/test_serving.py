@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 
 from protos.slos.v1 import admin_pb2
-from tests.services.controller.load import run_all
-from tests.services.disaggregated.conftest import Pairs, Undisturbed, load, tokens
+from tests.services.controller.load import generate_request, prompt_of, run_all
+from tests.services.disaggregated.conftest import Pairs, Undisturbed, load, loose, tokens
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -46,6 +46,25 @@ def test_openai_api_is_served_by_a_pair(shared: Pairs) -> None:
     assert said["usage"]["completion_tokens"] > 0
     assert said["choices"][0]["text"]
     assert shared.handed_over() == before + 1
+    shared.settled()
+
+
+def test_a_decode_worker_that_holds_the_prompt_serves_it_alone(shared: Pairs) -> None:
+    shared.restore("prefill-0")
+    shared.start("decode-1", "--prefix-caching")
+    shared.restore("prefill-0", "decode-1")
+
+    def asked(name: str) -> list[list[int]]:
+        requests = [
+            generate_request(prompt_of(seed, 100, 300), request_id=f"{name}-{seed}", slo=loose()) for seed in range(5)
+        ]
+        return tokens(run_all(shared.cluster.grpc_address, requests))
+
+    before = shared.handed_over()
+    first = asked("first")
+    assert shared.handed_over() == before + 5
+    assert asked("second") == first
+    assert shared.handed_over() == before + 5
     shared.settled()
 
 
