@@ -1,7 +1,7 @@
 """Figures of runs kept on disk under a key of everything they depend on, so that a search can be interrupted.
 
-The key holds the run's description, the text of its profile, and the text of every module that the simulator and the
-policy import: a change of one policy leaves the results of the others valid.
+The key holds the run's description, the text of its profile, and the code of every module that the simulator and the
+policy import (comments and docstrings left out): a change of one policy leaves the results of the others valid.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _digest(*texts: str) -> str:
 
 @lru_cache(maxsize=64)
 def version(entry: str) -> str:
-    """Digest of the text of a module of ours and of all those that it imports, directly or not."""
+    """Digest of the code of a module of ours and of all those that it imports, directly or not."""
     fitted = (Path(__file__).parent / "scenarios" / "fitted.json").read_text()
     return _digest(json.dumps([sorted(modules(entry).items()), fitted]))[:12]
 
@@ -98,9 +98,22 @@ def modules(entry: str) -> dict[str, str]:
         if path is None or (name := str(path.relative_to(ROOT))) in seen:
             continue
         text = path.read_text()
-        seen[name] = hashlib.sha256(text.encode()).hexdigest()
+        seen[name] = _digest(_code(text))
         waiting.extend(_imports(text))
     return seen
+
+
+def _code(text: str) -> str:
+    """A module without its comments and docstrings, which change no figure."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                statement
+                for statement in node.body
+                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+            ] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def _imports(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scheduling.registry import POLICIES
+from simulation import cache
 from simulation.cache import ENTRY, modules
 from simulation.evaluation import document, numbers, published
 from simulation.evaluation.__main__ import fill
@@ -211,3 +212,13 @@ def test_fleets_of_pairs_are_compared_with_distserve_at_its_best(tmp_path: Path)
     text = pairs_section(rows, tmp_path)
     assert "| slos | 2:1 | 1.50x | 1.50x |" in text
     assert "| slos | 1:1 | 0.25x | 0.25x |" in text
+
+
+def test_comments_and_docstrings_make_no_row_older() -> None:
+    written = (
+        '"""A module."""\nfrom math import inf\n\n\ndef double(x: int) -> int:\n    """Twice."""\n    return 2 * x\n'
+    )
+    bare = "from math import inf\n\ndef double(x: int) -> int:\n    # as it was\n    return 2 * x\n"
+    assert cache._code(written) == cache._code(bare)
+    assert cache._code(written) != cache._code(written.replace("2 * x", "3 * x"))
+    assert cache._code('"""Nothing else."""') == cache._code("pass")
