@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulation.evaluation.numbers import capacity_table
+from simulation.evaluation.numbers import Table, capacity_table
 from simulation.evaluation.sections import BASELINES
 
 TIE, BURSTY_TIE = 0.05, 0.15
@@ -36,18 +36,24 @@ SIMULATED = """## What is simulated, what is real
 
 def findings(known: dict[str, Any]) -> str:
     """The closing section."""
-    return SIMULATED + "\n" + _losses(known.get("capacity", []))
+    return SIMULATED + "\n" + _losses(known.get("capacity", []), known.get("equal-gpus", []))
 
 
-def _losses(rows: Sequence[dict[str, Any]]) -> str:
+def _losses(capacities: Sequence[dict[str, Any]], equal_gpus: Sequence[dict[str, Any]]) -> str:
     text = [
         "## Where slos loses, and where it ties\n",
         f"Capacity at 90 %, strict, against every baseline; a tie is within {TIE:.0%}, in bursty scenarios"
-        f" ({', '.join(BURSTY)}) within {BURSTY_TIE:.0%}.\n",
+        f" ({', '.join(BURSTY)}) within {BURSTY_TIE:.0%}. Equal GPUs: everybody on as many as DistServe.\n",
     ]
     cells = 0
-    for profile, replicas in dict.fromkeys((r["profile"], r["asked_replicas"]) for r in rows):
-        for scenario, cell in capacity_table(rows, profile, replicas).items():
+    tables: dict[str, Table] = {}
+    for profile, replicas in dict.fromkeys((r["profile"], r["asked_replicas"]) for r in capacities):
+        size = f"{replicas} replica{'s' if replicas > 1 else ''}"
+        tables[f"{profile}, {size}"] = capacity_table(capacities, profile, replicas)
+    for profile in dict.fromkeys(r["profile"] for r in equal_gpus):
+        tables[f"{profile}, equal GPUs"] = capacity_table(equal_gpus, profile, None)
+    for where, table in tables.items():
+        for scenario, cell in table.items():
             ours, known = cell.get("slos"), [p for p in BASELINES if cell.get(p)]
             if ours is None or not known:
                 continue
@@ -57,8 +63,7 @@ def _losses(rows: Sequence[dict[str, Any]]) -> str:
                 quotient = ours / cell[name]
                 if quotient < 1.0 + margin:
                     verdict = "loses to" if quotient < 1.0 - margin else "ties with"
-                    where = f"{scenario}, {profile}, {replicas} replica{'s' if replicas > 1 else ''}"
-                    text.append(f"* {verdict} {name} in {where}: {quotient:.2f}x")
+                    text.append(f"* {verdict} {name} in {scenario}, {where}: {quotient:.2f}x")
     if cells and len(text) == 2:
         text.append(f"* nowhere in the {cells} cells that were run")
     if not cells:
