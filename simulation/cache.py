@@ -22,8 +22,10 @@ from simulation.run import RunSpec, run
 ROOT = Path(__file__).parent.parent
 DEFAULT_DIR = Path(".slos") / "simulation"
 ENTRY = "simulation.run"
-SPEED_ONLY = ("simulation.planned_run",)
-"""What changes no figure, as tests show: without it, every policy would depend on the batches of ours."""
+MARGINS = "simulation.margins"
+APART = ("simulation.planned_run", MARGINS)
+"""Modules that most figures do not depend on. Steps run in one go change none, as tests show, and would make every
+policy depend on the batches of ours; margins are learned only where the run says so."""
 
 
 class ResultCache:
@@ -70,8 +72,13 @@ def origin(spec: RunSpec) -> Origin:
     path = FOLDER / f"{spec.profile}.json"
     profile = (path if path.is_file() else Path(spec.profile)).read_text()
     what = _digest(json.dumps(described, sort_keys=True, default=str), profile)
-    policy = spec.cluster.policy
-    return Origin(what[:12], version(POLICIES.get(policy, policy)), version(ENTRY))
+    return Origin(what[:12], policy_version(spec.cluster.policy, spec.cluster.learn_margin), version(ENTRY))
+
+
+def policy_version(policy: str, learns_margin: bool) -> str:
+    """Digest of a policy's code, and of what learns its margin where one is learned."""
+    own = version(POLICIES.get(policy, policy))
+    return _digest(own, version(MARGINS))[:12] if learns_margin else own
 
 
 def _digest(*texts: str) -> str:
@@ -94,7 +101,7 @@ def modules(entry: str) -> dict[str, str]:
     waiting = [entry]
     while waiting:
         module = waiting.pop()
-        path = None if module in SPEED_ONLY else _path(module)
+        path = None if module in APART and module != entry else _path(module)
         if path is None or (name := str(path.relative_to(ROOT))) in seen:
             continue
         text = path.read_text()

@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scheduling.registry import POLICIES
 from simulation import capacity
-from simulation.cache import ENTRY, ResultCache, origin, version
+from simulation.cache import ENTRY, ResultCache, origin, policy_version, version
 from simulation.capacity import Goal, Scoring
 from simulation.config import ClusterConfig, Lengths
 from simulation.evaluation.settings import is_tuned, tuned
@@ -117,8 +116,8 @@ def changed_since(row: Figures) -> str:
     made = row.get("made_of")
     if made is None:
         return "planner or simulator"
-    policy = row["policy"]
-    if made["policy"] != version(POLICIES.get(policy, policy)):
+    learns_margin = row.get("changes", {}).get("learn_margin") == str(True)
+    if made["policy"] != policy_version(row["policy"], learns_margin):
         return "its policy"
     return "" if made["simulator"] == version(ENTRY) else "the simulator"
 

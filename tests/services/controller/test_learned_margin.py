@@ -7,6 +7,7 @@ import random
 import pytest
 
 from protos.slos.v1 import worker_pb2
+from scheduling.margin import WINDOW
 from scheduling.margin_in_force import FEW_STEPS, FIRST_GUESS, ONE_CAUSE_STEPS, first_margin
 from scheduling.time_model import FitQuality, TimeModel
 from services.controller.learned_margin import LearnedMargin
@@ -50,10 +51,21 @@ def test_noisy_steps_widen_the_margin_and_exact_ones_narrow_it_again() -> None:
     noisy = margin.in_force
     assert 1.15 < noisy < 1.35
     assert margin.explain()["decode"]["steps"] == 1000
-    for _ in range(1000):
+    for _ in range(WINDOW):
         margin.stepped(step_of(draw.gauss(1.0, 0.01)))
     assert margin.take()
     assert margin.in_force < 1.06
+
+
+def test_pauses_of_the_machine_and_a_rare_kind_of_batch_do_not_set_the_margin() -> None:
+    margin, draw = LearnedMargin(0.99), random.Random(2)
+    for number in range(WINDOW):
+        margin.stepped(step_of(20.0 if number in (700, 1500) else draw.gauss(1.0, 0.03)))
+        if number % 60 == 0:
+            long = worker_pb2.Step(duration_us=170_000, predicted_us=120_000, batch_tokens=2000, batch_requests=5)
+            margin.stepped(long)
+    assert margin.explain()["prefill>1024"]["margin"] == pytest.approx(1.42, abs=0.01)
+    assert margin.wanted() < 1.42
 
 
 def test_broken_promises_widen_the_margin() -> None:
