@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+_LOOK_S = 1.0
 
 
 def cores() -> int:
@@ -71,7 +74,9 @@ def _results(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int)
         return
     # Not forked: a compiled kernel's threads and a half-loaded cache do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(processes, len(jobs)), mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
         futures: dict[Future[Result], int] = {pool.submit(work, job): i for i, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
@@ -79,3 +84,14 @@ def _results(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with(parent: int) -> None:
+    """In a worker process: end when the process that wants the results is gone, in the middle of a job too."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
