@@ -23,7 +23,7 @@ RISKY_STEPS = 20.0
 """Steps of one request that end near a deadline: an assumption on the careful side."""
 STEPS_TO_DEADLINE = 2
 """Steps that make up for each other before a deadline. With 1, on steps with 12 % noise, 0.1 % of promises were broken
-where 1 % may, and a sixteenth fewer requests attained their SLOs; from 3 on, more than 1 % were broken."""
+where 1 % may, and a sixteenth fewer requests attained their SLOs; with 3, 1 % were broken, and nothing was to spare."""
 WINDOW = 2000
 """Steps that are remembered."""
 PAUSED = 2 * STEPS_TO_DEADLINE

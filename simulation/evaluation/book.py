@@ -48,8 +48,7 @@ class Book:
 
 def stale(known: Sequence[Figures], row: Figures, made_of: Mapping[str, str]) -> Stale:
     """Whether the known row of a cell still holds, given what its figures would be made of now."""
-    cell = _cell(row)
-    old: Mapping[str, str] = next((k.get("made_of", {}) for k in known if _cell(k) == cell), {})
+    old: Mapping[str, str] = _same_cell(known, row).get("made_of", {})
     if (old.get("run"), old.get("policy")) != (made_of["run"], made_of["policy"]):
         return Stale.UNKNOWN
     return Stale.NO if old["simulator"] == made_of["simulator"] else Stale.SIMULATOR
@@ -57,8 +56,13 @@ def stale(known: Sequence[Figures], row: Figures, made_of: Mapping[str, str]) ->
 
 def rate_of(known: Sequence[Figures], row: Figures) -> float | None:
     """Rate that was found for a cell before, by whatever code: where to look first."""
+    return _same_cell(known, row).get("rate_per_gpu") or None
+
+
+def _same_cell(known: Sequence[Figures], row: Figures) -> Figures:
+    """The known row of the same cell; empty when there is none."""
     cell = _cell(row)
-    return next((k.get("rate_per_gpu") or None for k in known if _cell(k) == cell), None)
+    return next((k for k in known if _cell(k) == cell), {})
 
 
 def merged(known: Sequence[Figures], new: Sequence[Figures]) -> list[Figures]:
