@@ -76,6 +76,7 @@ class EngineRequest:
     token_ids: prompt followed by tokens produced before a failover; prompt_tokens says where the prompt ends.
     max_tokens and min_tokens in sampling count output from the original prompt. first_token_due_s and
     next_token_due_s are absolute; next_token_due_s is set for a request that resumes after its first token.
+    hopeful: best effort that is served by its deadlines where that costs no promise.
     text_chars: characters of output text that the client has from before a failover; the text of a request that
     resumes goes on right after them.
     """
@@ -98,6 +99,7 @@ class EngineRequest:
     session_id: str = ""
     kv_transfer: KvTransferSpec | None = None
     text_chars: int = 0
+    hopeful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from scheduling.kernels.rows import ROWS
 from scheduling.kernels.search import all_at_once, greedy
 from scheduling.kernels.spare import leaves_enough
 from scheduling.kernels.step import batch_caps
-from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
+from scheduling.request_table import HOPEFUL, STANDARD, BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits
 
@@ -223,17 +223,23 @@ def build(
     newcomers: Sequence[Newcomer],
     settings: BatchSettings,
     best_effort_floor: float = 0.0,
+    beside_hopeful: bool = False,
 ) -> Problem:
     """Set the problem up; newcomers are sorted by (decoding already, deadline, id).
 
     best_effort_floor: while best-effort work is resident, promises may use this much less of the engine's time.
+    beside_hopeful: hopeful requests count as residents too.
     """
     ordered = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
+    flags = table.flags
+    if beside_hopeful:
+        flags = flags.copy()
+        flags[STANDARD] |= flags[HOPEFUL]
     columns = np.array([(new.rem, new.due_s, new.pace_s, new.ctx, new.out) for new in ordered], dtype=np.float64)
     residents, state, order, rank, items, item_rem, item_position, held_blocks, best_effort = set_up(
         table.ints,
         table.floats,
-        table.flags,
+        flags,
         table.high_water,
         now_s,
         model.array / model.margin,

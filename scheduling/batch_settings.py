@@ -17,25 +17,19 @@ class BatchSettings:
     alone: this many times as long: most of a short step is overhead on engines whose steps have much of it.
     watermark: share of memory that must stay free when a best-effort request starts, so that it is not evicted soon.
     age_s: the watermark falls to nothing over this waiting time.
-    beside: best-effort work may lengthen a batch of promised work by this share of it at least, while time is left;
-    crowded: share of memory held by promised requests from which that is all; with none of it held the batch may
-    last as long as a filler batch, or
-    uncrowded: this share of a filler batch longer; between, in proportion. Where memory binds, a longer step keeps
-    everybody's KV longer.
+    beside: best-effort work may lengthen a batch of promised and hopeful work by this share of it, while time is left.
     """
 
     longest_s: float = 0.2
     longest_steps: float = 6.0
-    paces: float = 2.0
+    paces: float = 3.0
     shortest_steps: float = 3.0
     filler_s: float = 0.03
     filler_steps: float = 1.5
     watermark: float = 0.2
     age_s: float = 60.0
-    beside: float = 0.03
-    crowded: float = 0.4
+    beside: float = 0.01
     alone: float = 4.0
-    uncrowded: float = 0.5
 
     def cap_s(self, step_s: float, tightest_tpot_s: float) -> float:
         """Longest batch beside decodes of this TPOT, on an engine whose shortest step takes step_s; seconds."""

@@ -35,6 +35,8 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         )
     table.add("prefill", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1)
     table.add("waiting", prompt_tokens=100, prefill_deadline_s=1.0, tpot_s=0.1, standard=False)
+    table.add("hopeful", prompt_tokens=3500, prefill_deadline_s=0.4, tpot_s=0.1, standard=False, hopeful=True)
+    table.add("too many", prompt_tokens=3500, prefill_deadline_s=0.5, tpot_s=0.1, standard=False, hopeful=True)
     # Not half of them can be served in time: the search over subsets runs out of labels, and Algorithm 1 runs too.
     candidates = [Candidate(f"{k}", 0.0, 700, Slo(0.5 + 0.01 * k, 0.1), 50, 100) for k in range(24)]
     candidates.append(Candidate("late", 0.0, 3500, Slo(0.3, 0.05), 50, 100))
@@ -42,6 +44,8 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         plan = policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
+        if policy.hope is not None:
+            policy.hope.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates[:1])
         after_step(table, 4000, plan, 0.1, _LIMITS.block_size)
         promote(0.0, table, 4000, _MODEL, _LIMITS, policy.admission, ["waiting"])
     view = ReplicaView("replica", table, 4000, _MODEL, _LIMITS)

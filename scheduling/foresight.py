@@ -24,7 +24,8 @@ def after_step(
     """
     after = table.copy()
     free = free_blocks
-    after.standard[plan.relegate_slots] = False
+    for slot in plan.relegate_slots.tolist():
+        after.relegate(slot)
     for slot in plan.preempt_slots.tolist():
         free += int(after.kv_blocks[slot])
         after.preempted(slot)

@@ -27,10 +27,10 @@ class Headroom:
     memory: of all KV memory, at the future peak; slack: of the time that is left to a prompt beyond its own prefill.
     """
 
-    memory: float = 0.07
-    most_memory: float = 0.3
-    slack: float = 0.3
-    most_slack: float = 0.5
+    memory: float = 0.12
+    most_memory: float = 0.4
+    slack: float = 1.0
+    most_slack: float = 0.9
 
     def affordable(self, problem: Problem, table: RequestTable, all_done_s: float = math.inf) -> BoolArray:
         """Which newcomers leave enough free.

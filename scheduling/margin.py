@@ -19,8 +19,10 @@ from scheduling.request_table import FloatArray
 from scheduling.time_model import BatchShape, TimeModel
 
 MIN_SAMPLES = 30
-RISKY_STEPS = 20.0
-"""Steps of one request that end near a deadline: an assumption on the careful side."""
+RISKY_STEPS = 80.0
+"""Steps of one request that end near a deadline: an assumption on the careful side. Where hopeful requests are served,
+nearly every step is filled up to one. With 20, 98.6 to 98.9 % of promises were kept where 99 % is the target; with 40,
+98.9 to 99.0 %; with 80, 99.1 %, and as many requests attained their SLOs."""
 STEPS_TO_DEADLINE = 2
 """Steps that make up for each other before a deadline. With 1, on steps with 12 % noise, 0.1 % of promises were broken
 where 1 % may, and a sixteenth fewer requests attained their SLOs; with 3, 1 % were broken, and nothing was to spare."""

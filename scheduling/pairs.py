@@ -77,6 +77,23 @@ def ask_order(
     return found
 
 
+def hopeful_route(candidate: Candidate, views: Sequence[ReplicaView], ordered: Sequence[Route]) -> Route | None:
+    """Where a request that no plan has room for is likeliest to be in time; None without a replica that does both.
+
+    Least prompt work goes first there: what is ahead of it, of all that is served by deadlines, and its own. Over a
+    pair KV that no plan has room for would be in the way of promises.
+    """
+
+    def tokens(route: Route) -> int:
+        view = views[route.decode]
+        table, used = view.table, view.table.high_water
+        by_deadline = table.active[:used] & (table.standard[:used] | table.hopeful[:used])
+        own = candidate.prompt_tokens - view.cached_tokens.get(candidate.request_id, 0)
+        return int(table.prefill_remaining[:used][by_deadline].sum()) + own
+
+    return min((route for route in ordered if route.prefill is None), key=tokens, default=None)
+
+
 def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
     """Workers that decode in a fleet of pairs and hold a good part of the prompt, the most first."""
     if all(view.role == "both" for view in views):

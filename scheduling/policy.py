@@ -28,7 +28,7 @@ class BatchPlan:
     decode_slots: slots that decode in this step; spec_tokens: tokens verified for each (1 = plain decoding).
     prefill_slots, prefill_tokens: chunks, in the order in which they should run.
     preempt_slots: requests whose KV is dropped first. predicted_s: predicted duration with margin, seconds.
-    relegate_slots: standard requests that have missed and become best effort now.
+    relegate_slots: standard requests that have missed, and hopeful ones that are given up; best effort from now on.
     """
 
     decode_slots: npt.NDArray[np.int64]
@@ -97,6 +97,9 @@ class Policy:
     admits_all: no promise is computed; every request is submitted as standard at once (the baselines).
     repeats_decodes: while every resident decodes, the plan of a step is the last one again, until a request comes,
     finishes, becomes overdue or finds no KV block; the simulator then plans once for many steps.
+    gentle: asked before `admission` where there are several replicas: promises that cost no hopeful request its place.
+    hope: says whether a replica could keep a request that is promised nothing, beside all it serves by deadlines; None:
+    its batches serve by deadlines only what is promised. A declined request that can still be in time is sent at once.
     """
 
     name: str
@@ -106,3 +109,5 @@ class Policy:
     routing: RoutingPolicy
     admits_all: bool = False
     repeats_decodes: bool = False
+    gentle: AdmissionPolicy | None = None
+    hope: AdmissionPolicy | None = None

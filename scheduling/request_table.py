@@ -22,15 +22,16 @@ MAX_REMAINING_OUTPUT, KV_BLOCKS, PREEMPTIONS, SEQUENCE = 5, 6, 7, 8
 INT_ROWS = 9
 PREFILL_DEADLINE, NEXT_DEADLINE, TPOT, ANSWER_TPOT, VALUE, ARRIVAL, ACCEPT_RATE = 0, 1, 2, 3, 4, 5, 6
 FLOAT_ROWS = 7
-ACTIVE, STANDARD = 0, 1
-FLAG_ROWS = 2
+ACTIVE, STANDARD, HOPEFUL = 0, 1, 2
+FLAG_ROWS = 3
 
 
 class RequestTable:
     """Columns indexed by slot; a slot stays with its request from add to remove.
 
     Columns (tokens and blocks are int64, times are float64 seconds):
-      active; standard (False: best effort)
+      active; standard (False: best effort); hopeful: without a promise, but in time so far: served by its deadlines
+      where that costs no promise
       prefill_remaining: tokens to compute before the next output token appears, 0 while decoding
       context: tokens whose KV is resident; while decoding, prompt + generated - 1
       prompt_tokens, generated: lengths of the original prompt and of the output so far
@@ -62,6 +63,7 @@ class RequestTable:
         ints, floats, flags = self.ints, self.floats, self.flags
         self.active: BoolArray = flags[ACTIVE]
         self.standard: BoolArray = flags[STANDARD]
+        self.hopeful: BoolArray = flags[HOPEFUL]
         self.prefill_remaining: IntArray = ints[PREFILL_REMAINING]
         self.context: IntArray = ints[CONTEXT]
         self.prompt_tokens: IntArray = ints[PROMPT]
@@ -112,6 +114,7 @@ class RequestTable:
         kv_blocks: int = 0,
         accept_rate: float = 0.0,
         preemptions: int = 0,
+        hopeful: bool = False,
     ) -> int:
         """Add a request and return its slot; ValueError when the id is present.
 
@@ -155,6 +158,7 @@ class RequestTable:
         )
         self.active[slot] = True
         self.standard[slot] = standard
+        self.hopeful[slot] = hopeful
         self._slots[request_id] = slot
         self._ids[slot] = request_id
         self._next_sequence += 1
@@ -175,7 +179,7 @@ class RequestTable:
         del self._slots[request_id]
         self._ids[slot] = ""
         self.active[slot] = False
-        self.standard[slot] = False
+        self.standard[slot] = self.hopeful[slot] = False
         heapq.heappush(self._free, slot)
 
     def slot(self, request_id: str) -> int:
@@ -205,6 +209,14 @@ class RequestTable:
         other._used, other._next_sequence = self._used, self._next_sequence
         return other
 
+    def promote(self, slot: int) -> None:
+        """Make a request standard."""
+        self.standard[slot] = True
+
+    def relegate(self, slot: int) -> None:
+        """Make a request best effort, without hope: its deadlines count no more."""
+        self.standard[slot] = self.hopeful[slot] = False
+
     def prefilled(self, slot: int, tokens: int) -> None:
         """Account for a computed chunk of a prefill."""
         if tokens < 0 or tokens > self.prefill_remaining[slot]:
@@ -213,7 +225,11 @@ class RequestTable:
         self.context[slot] += tokens
 
     def first_token(self, slot: int, at_s: float) -> None:
-        """Account for the stage's first token: the due line of the tokens after it starts here."""
+        """Account for the stage's first token: the due line of the tokens after it starts here.
+
+        A late one ends the hope of a request that was promised nothing.
+        """
+        self.hopeful[slot] &= at_s <= self.prefill_deadline_s[slot]
         self.next_deadline_s[slot] = max(self.prefill_deadline_s[slot], at_s) + self.tpot_s[slot]
         self._generate(slot, 1)
 

@@ -150,6 +150,11 @@ class Cluster:
         from simulation.events.step_end import StepEnd
 
         begun = replica.begin_step(now_s, self.policy.batching, self.requests, self._leave_to(replica, now_s))
+        for slot in replica.given_up():
+            row = replica.row_of(slot)
+            replica.release(slot)
+            self.transfers.forget(row)
+            self.controller.given_back(row)
         if begun is None:
             return
         step, finished = begun

@@ -2,20 +2,22 @@
 
 New requests are decided together at the next step boundary of any replica, at once when a replica is idle: at most
 PER_DECISION in one plan, earliest deadline first, replica after replica in the order that the routing policy gives.
-Those that no replica can promise wait, first in first out, as best effort, are sent where few of their kind wait, and
-are asked about again while they have missed nothing.
+Those that no replica can promise are sent at once, without a promise, where they have the best hope to be in time. What
+a replica gives up before it has begun comes back and waits, first in first out, as best effort, is sent where few of
+its kind wait, and is asked about again while it has missed nothing.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import replace
 
 from scheduling.lengths import LengthEstimator
 from scheduling.pairs import Route, decide_pair
-from scheduling.policy import Policy
+from scheduling.policy import AdmissionPolicy, Policy, ReplicaView
 from scheduling.types import Candidate
 from simulation.config import Lengths
 from simulation.replica import Replica
@@ -49,7 +51,7 @@ class Controller:
         self._prefix_cache = prefix_cache
         self._estimator = LengthEstimator()
         self._pending: deque[int] = deque()
-        self._waiting: OrderedDict[int, float] = OrderedDict()
+        self._waiting: list[tuple[float, int]] = []
         self._retry_at: dict[int, float] = {}
         self._next_round_s = 0.0
         self.decisions = 0
@@ -69,7 +71,7 @@ class Controller:
         return self._next_round_s if self._retry_at else math.inf
 
     def room_below(self, replica: Replica) -> int:
-        """A best-effort request is sent there as soon as fewer than this many have yet to start; 0: none waits."""
+        """Waiting requests go there once fewer than this many without hope have yet to start; 0: none waits."""
         full = len(replica.table) >= replica.limits.max_batch_requests
         return 0 if full or not self._waiting else BEST_EFFORT_WAITING
 
@@ -85,12 +87,15 @@ class Controller:
             if self._policy.admits_all:
                 self._admit_all(batch, alive, now_s)
             else:
-                for row in self._ask(batch, alive, now_s):
-                    self._retry_at[row] = now_s + RETRY_FIRST_S
-                    self._waiting[row] = float(self._requests.arrival_s[row])
+                self._declined(self._promise(batch, alive, now_s), alive, now_s)
         if not self._policy.admits_all:
             self._retry(alive, now_s)
             self._dispatch(alive, now_s)
+
+    def given_back(self, row: int) -> None:
+        """A replica has given a hopeful request up before it began."""
+        self._requests.replica[row] = NOWHERE
+        self._wait(row)
 
     def finished(self, row: int, slot_class: str) -> None:
         """Learn the length of a finished output."""
@@ -114,10 +119,10 @@ class Controller:
             slo_class.name, slo_class.length_quantile, generated, bound, prompt_tokens=int(workload.prompt_tokens[row])
         )
 
-    def place(self, row: int, target: Replica, standard: bool) -> None:
+    def place(self, row: int, target: Replica, standard: bool, hopeful: bool = False) -> None:
         """Submit a request to a replica."""
         requests, workload = self._requests, self._requests.workload
-        self._waiting.pop(row, None)
+        self._leave_queue(row)
         generated = int(requests.produced[row])
         thinking = int(workload.thinking_tokens[row])
         thinks = thinking > generated
@@ -135,6 +140,7 @@ class Controller:
             prefill_deadline_s=due_s,
             tpot_s=float(requests.thinking_tpot_s[row] if thinks else requests.tpot_s[row]),
             standard=standard,
+            hopeful=hopeful,
             context=cached,
             kv_blocks=blocks,
             generated=generated,
@@ -160,14 +166,14 @@ class Controller:
             return 0
         return target.cache.cached_tokens(int(workload.session[row]), shared, int(workload.prompt_tokens[row]))
 
-    def _send(self, row: int, target: Target, standard: bool) -> None:
+    def _send(self, row: int, target: Target, standard: bool, hopeful: bool = False) -> None:
         """Submit a request to a replica or a pair."""
         if target.prefill is None:
-            self.place(row, target.decode, standard)
+            self.place(row, target.decode, standard, hopeful)
             return
-        self._waiting.pop(row, None)
+        self._leave_queue(row)
         cached = self.cached(row, target.prefill)
-        self._transfers.begin(row, target.prefill, target.decode, standard, cached)
+        self._transfers.begin(row, target.prefill, target.decode, standard, cached, hopeful)
         self._requests.cached[row] = max(cached, int(self._requests.cached[row]))
         self._requests.promised[row] |= standard
 
@@ -179,19 +185,24 @@ class Controller:
             order = self._policy.routing.order(now_s, self._candidate(row, None), views)
             self.place(row, alive[order[0]], True)
 
-    def _ask(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
+    def _promise(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
         """Place those that a replica or a pair can promise; return the others."""
+        if self._policy.gentle is not None and len(alive) > 1:
+            rows = self._ask(rows, alive, now_s, self._policy.gentle)
+        return self._ask(rows, alive, now_s, self._policy.admission)
+
+    def _ask(
+        self, rows: list[int], alive: list[Replica], now_s: float, admission: AdmissionPolicy, hopeful: bool = False
+    ) -> list[int]:
+        """Place those that a replica or a pair takes, with a promise or hopeful; return the others."""
         views = [self._transfers.view(r, now_s) for r in alive]
         targets = Targets(alive, views)
         hops = {}
         candidates = {}
         for row in rows:
             candidates[row] = self._candidate(row, None)
-            if self._prefix_cache:
-                views = [
-                    replace(v, cached_tokens={str(row): self.cached(row, r)}) for v, r in zip(views, alive, strict=True)
-                ]
-            hops[row] = deque(targets.ask_order(now_s, candidates[row], views, self._policy.routing))
+            seen = self._views(row, alive, views)
+            hops[row] = deque(targets.ask_order(now_s, candidates[row], seen, self._policy.routing))
         asking, declined = rows, []
         while asking:
             groups: dict[Route, list[int]] = {}
@@ -206,17 +217,23 @@ class Controller:
                 asked = [candidates[row] for row in group]
                 if target.prefill is None and self._prefix_cache:
                     asked = [self._candidate(row, target.decode) for row in group]
-                accepted = self._plan(asked, target, now_s)
+                accepted = self._plan(asked, target, now_s, admission)
                 for row in group:
                     if row in accepted:
-                        self._send(row, target, True)
+                        self._send(row, target, not hopeful, hopeful)
                     else:
                         asking.append(row)
         return declined
 
-    def _plan(self, candidates: list[Candidate], target: Target, now_s: float) -> set[int]:
+    def _views(self, row: int, alive: list[Replica], views: list[ReplicaView]) -> list[ReplicaView]:
+        """Views with what the prefix caches hold of a request."""
+        if not self._prefix_cache:
+            return views
+        return [replace(v, cached_tokens={str(row): self.cached(row, r)}) for v, r in zip(views, alive, strict=True)]
+
+    def _plan(self, candidates: list[Candidate], target: Target, now_s: float, admission: AdmissionPolicy) -> set[int]:
         self.decisions += 1
-        admission, decode = self._policy.admission, self._transfers.view(target.decode, now_s)
+        decode = self._transfers.view(target.decode, now_s)
         if target.prefill is None:
             decision = admission.decide(
                 decode.as_of_s, decode.table, decode.free_blocks, decode.model, decode.limits, candidates
@@ -261,6 +278,33 @@ class Controller:
 
     # ---- best-effort requests
 
+    def _declined(self, rows: list[int], alive: list[Replica], now_s: float) -> None:
+        """Send requests without a promise where they can still be in time, or let them wait."""
+        for row in rows:
+            self._retry_at[row] = now_s + RETRY_FIRST_S
+            self._wait(row)
+        rows = [row for row in rows if not self._requests.late[row] and self._due_s(row) > now_s]
+        hope = self._policy.hope
+        if hope is None or not rows:
+            return
+        if len(alive) > 1:
+            rows = self._ask(rows, alive, now_s, hope, hopeful=True)
+        for row in rows:
+            views = self._views(row, alive, [self._transfers.view(r, now_s) for r in alive])
+            targets = Targets(alive, views)
+            route = targets.hopeful_route(self._candidate(row, None), views)
+            if route is not None:
+                self._send(row, targets.target(route), False, hopeful=True)
+
+    def _wait(self, row: int) -> None:
+        bisect.insort(self._waiting, (float(self._requests.arrival_s[row]), row))
+
+    def _leave_queue(self, row: int) -> None:
+        key = (float(self._requests.arrival_s[row]), row)
+        at = bisect.bisect_left(self._waiting, key)
+        if at < len(self._waiting) and self._waiting[at] == key:
+            del self._waiting[at]
+
     def _dispatch(self, alive: list[Replica], now_s: float) -> None:
         """Send waiting best-effort requests where few of their kind wait."""
         if not self._waiting or all(self._room_on(replica) <= 0 for replica in alive):
@@ -271,7 +315,7 @@ class Controller:
             best = max(range(len(targets)), key=lambda k: (rooms[k], -len(targets[k].decode.table), -k))
             if rooms[best] <= 0:
                 return
-            row = next(iter(self._waiting))
+            row = self._waiting[0][1]
             self._send(row, targets[best], False)
             rooms[best] = self._room(targets[best])
 
@@ -297,13 +341,13 @@ class Controller:
         if not due:
             return
         waiting = heapq.nsmallest(PER_DECISION, (r for r in due if requests.replica[r] == NOWHERE), key=self._due_s)
-        self._ask(waiting, alive, now_s)
+        self._promise(waiting, alive, now_s)
         for target in alive:
             here = heapq.nsmallest(
                 PER_DECISION, (r for r in due if requests.replica[r] == target.index), key=self._due_s
             )
             asked = [self._candidate(row, target) for row in here]
-            for row in self._plan(asked, Target(target), now_s) if here else ():
+            for row in self._plan(asked, Target(target), now_s, self._policy.admission) if here else ():
                 target.table.standard[target.table.slot(str(row))] = True
                 requests.promised[row] = True
         for row in due:

@@ -15,6 +15,7 @@ from scheduling.request_table import (
     ANSWER_TPOT,
     CONTEXT,
     GENERATED,
+    HOPEFUL,
     KV_BLOCKS,
     MAX_REMAINING_OUTPUT,
     NEXT_DEADLINE,
@@ -73,6 +74,7 @@ def execute(
     """
     for slot in relegate_slots:
         flags[STANDARD, slot] = False
+        flags[HOPEFUL, slot] = False
     for slot in preempt_slots:
         free += ints[KV_BLOCKS, slot]
         ints[PREFILL_REMAINING, slot] = ints[PROMPT, slot] + ints[GENERATED, slot]
@@ -160,6 +162,7 @@ def execute(
         if ints[GENERATED, slot] == 0:
             if end > floats[PREFILL_DEADLINE, slot] + ROUNDING_S:
                 late[side[ROW, slot]] = True
+                flags[HOPEFUL, slot] = False
             floats[NEXT_DEADLINE, slot] = max(floats[PREFILL_DEADLINE, slot], end)
         elif end > floats[NEXT_DEADLINE, slot] + ROUNDING_S:
             late[side[ROW, slot]] = True

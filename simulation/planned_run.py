@@ -1,8 +1,8 @@
 """Many engine steps in a row, each planned by our own batches: one call in place of one event per step.
 
 The run ends with the first step after which anybody else has a word: the cluster's next event is due, a request
-finished, nothing could run, or a best-effort request that waits in the controller finds room. Every number is the same
-as with single steps.
+finished or goes back to the controller, nothing could run, or a best-effort request that waits there finds room. Every
+number is the same as with single steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from scheduling.kernels.paper_step import plan_paper_step
 from scheduling.kernels.step import plan_step
 from scheduling.paper_batching import PaperBatching
 from scheduling.policy import BatchPolicy
-from scheduling.request_table import ACTIVE, CONTEXT, REMAINING_OUTPUT, STANDARD, BoolArray, FloatArray, IntArray
+from scheduling.request_table import (
+    ACTIVE,
+    CONTEXT,
+    HOPEFUL,
+    REMAINING_OUTPUT,
+    STANDARD,
+    BoolArray,
+    FloatArray,
+    IntArray,
+)
 from scheduling.time_model import TimeModel
 from simulation.engine_step import ROW, SeedState, deliver, execute
 
@@ -92,7 +101,7 @@ def run_planned(
         if end <= now:
             break
         steps += 1
-        if end >= until or done > 0 or steps >= most_steps:
+        if end >= until or done > 0 or steps >= most_steps or _gives_back(ints, relegated):
             break
         if steps == 1 and unestimated and _overran(ints, flags, used):
             break
@@ -104,6 +113,12 @@ def run_planned(
 
 
 @kernel
+def _gives_back(ints: IntArray, relegated: IntArray) -> bool:
+    """Some request that was given up has not begun."""
+    return bool((ints[CONTEXT][relegated] == 0).any())
+
+
+@kernel
 def _overran(ints: IntArray, flags: BoolArray, used: int) -> bool:
     """Some request has as many output tokens as were expected of it, and goes on."""
     return bool((flags[ACTIVE, :used] & (ints[REMAINING_OUTPUT, :used] <= 1)).any())
@@ -111,5 +126,6 @@ def _overran(ints: IntArray, flags: BoolArray, used: int) -> bool:
 
 @kernel
 def unstarted(ints: IntArray, flags: BoolArray, used: int) -> int:
-    """Best-effort requests of which nothing has been computed."""
-    return int((flags[ACTIVE, :used] & ~flags[STANDARD, :used] & (ints[CONTEXT, :used] == 0)).sum())
+    """Best-effort requests without hope of which nothing has been computed."""
+    waits = flags[ACTIVE, :used] & ~flags[STANDARD, :used] & ~flags[HOPEFUL, :used]
+    return int((waits & (ints[CONTEXT, :used] == 0)).sum())

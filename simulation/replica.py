@@ -85,6 +85,7 @@ class Replica:
         self._emitted: IntArray = np.zeros((2, len(self.table.active)), np.int64)
         self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
         self._next_round_after_s: float | None = None
+        self._hoping: set[int] = set()
 
     @property
     def busy(self) -> bool:
@@ -105,7 +106,7 @@ class Replica:
         )
 
     def unstarted(self) -> int:
-        """Best-effort requests of which nothing has been computed."""
+        """Best-effort requests without hope of which nothing has been computed."""
         return planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
 
     def planning_time_s(self, now_s: float) -> float:
@@ -121,6 +122,8 @@ class Replica:
             self._emitted = np.zeros((2, len(self.table.active)), np.int64)
             self._finished = np.zeros(len(self.table.active), np.int64)
         self._side[:, slot] = (row, output_left, thinking_left)
+        if self.table.hopeful[slot]:
+            self._hoping.add(slot)
         self._next_round_after_s = None
 
     def next_round_after_s(self, workload: Workload) -> float:
@@ -286,9 +289,20 @@ class Replica:
             self.counters,
         )
 
+    def given_up(self) -> list[int]:
+        """Slots of hopeful requests that were given up before anything of them was computed; asked after every step."""
+        table, lost = self.table, []
+        for slot in sorted(self._hoping):
+            if table.standard[slot] or table.context[slot] > 0:
+                self._hoping.discard(slot)
+            elif not table.hopeful[slot]:
+                lost.append(slot)
+        return lost
+
     def release(self, slot: int) -> int:
         """Take a request out of the table; returns the KV blocks it held, which are free again."""
         self._next_round_after_s = None
+        self._hoping.discard(slot)
         blocks = int(self.table.kv_blocks[slot])
         self.table.remove(self.table.request_id(slot))
         self.free_blocks += blocks
@@ -303,6 +317,7 @@ class Replica:
         self.step = None
         self._next_round_after_s = None
         self.table = RequestTable(len(self.table.active))
+        self._hoping.clear()
         self.free_blocks = self.limits.total_blocks
         self.cache.clear()
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduling.pairs import Route, ask_order, routes
+from scheduling.pairs import Route, ask_order, hopeful_route, routes
 from scheduling.policy import ReplicaView, RoutingPolicy
 from scheduling.types import Candidate
 from simulation.replica import Replica
@@ -41,6 +41,10 @@ class Targets:
     ) -> list[Route]:
         """Return the order for one candidate; views: with what their prefix caches hold of it."""
         return ask_order(now_s, candidate, views, self._ordered, self._last, routing)
+
+    def hopeful_route(self, candidate: Candidate, views: Sequence[ReplicaView]) -> Route | None:
+        """Return where a request that nobody can promise goes; views as for ask_order."""
+        return hopeful_route(candidate, views, self._ordered)
 
     def target(self, route: Route) -> Target:
         """Return the replicas of a route."""

@@ -46,10 +46,11 @@ class HandOver:
 
 @dataclass(slots=True)
 class Coming:
-    """A request that is promised to a decode replica and not there yet; blocks: reserved for it already."""
+    """A request that is meant for a decode replica and not there yet; blocks: reserved for it already."""
 
     target: int
     standard: bool
+    hopeful: bool
     blocks: int = 0
 
 
@@ -68,7 +69,9 @@ class Transfers:
 
     # ---- admission over pairs
 
-    def begin(self, row: int, prefill: Replica, decode: Replica, standard: bool, cached: int) -> None:
+    def begin(
+        self, row: int, prefill: Replica, decode: Replica, standard: bool, cached: int, hopeful: bool = False
+    ) -> None:
         """Let one replica compute a prompt for another; cached: prompt tokens that the first one holds."""
         requests, workload = self._cluster.requests, self._cluster.workload
         prompt = int(workload.prompt_tokens[row])
@@ -84,6 +87,7 @@ class Transfers:
             prefill_deadline_s=due_s,
             tpot_s=float(requests.tpot_s[row]),
             standard=standard,
+            hopeful=hopeful,
             context=cached,
             kv_blocks=blocks,
             remaining_output=1,
@@ -91,7 +95,7 @@ class Transfers:
             arrival_s=float(requests.arrival_s[row]),
         )
         prefill.track(slot, row, LEG_OUTPUT, 0)
-        self._coming[row] = Coming(decode.index, standard)
+        self._coming[row] = Coming(decode.index, standard, hopeful)
         requests.replica[row] = IN_TRANSIT
 
     def view(self, replica: Replica, now_s: float, cached_tokens: dict[str, int] | None = None) -> ReplicaView:
@@ -106,11 +110,12 @@ class Transfers:
         for row, coming in mine:
             due_s = float(self._cluster.requests.arrival_s[row] + self._cluster.requests.ttft_s[row])
             # Whoever comes too late is promised nothing any more, and must not make every plan infeasible.
-            coming.standard = coming.standard and due_s > now_s
-            self._enter(table, row, coming.standard, coming.blocks)
+            if due_s <= now_s:
+                coming.standard = coming.hopeful = False
+            self._enter(table, row, coming)
         return replace(seen, table=table)
 
-    def _enter(self, table: RequestTable, row: int, standard: bool, blocks: int) -> int:
+    def _enter(self, table: RequestTable, row: int, coming: Coming) -> int:
         """Put a request whose prompt was computed elsewhere into a decode replica's table."""
         requests, workload = self._cluster.requests, self._cluster.workload
         prompt = int(workload.prompt_tokens[row])
@@ -120,16 +125,21 @@ class Transfers:
             prompt_tokens=prompt,
             prefill_deadline_s=float(requests.arrival_s[row] + requests.ttft_s[row]),
             tpot_s=float(requests.thinking_tpot_s[row] if thinks else requests.tpot_s[row]),
-            standard=standard,
+            standard=coming.standard,
+            hopeful=coming.hopeful,
             prefill_remaining=1,
             context=prompt - 1,
-            kv_blocks=blocks,
+            kv_blocks=coming.blocks,
             answer_tpot_s=float(requests.tpot_s[row]),
             remaining_output=self._cluster.controller.expected_output(row, 0),
             max_remaining_output=max(1, int(requests.max_output[row])),
             value=workload.classes[workload.class_index[row]].value,
             arrival_s=float(requests.arrival_s[row]),
         )
+
+    def forget(self, row: int) -> None:
+        """A prompt will not be computed for anybody; one that nobody waits for is ignored."""
+        self._coming.pop(row, None)
 
     # ---- hand-over
 
@@ -193,8 +203,11 @@ class Transfers:
 
         for index, queue in self._queues.items():
             target = self._cluster.replicas[index]
-            while queue and target.alive and self._has_room(target, queue[0]):
-                hand_over = queue.popleft()
+            while queue and target.alive:
+                hand_over = next((h for h in queue if self._promised(h)), queue[0])
+                if not self._has_room(target, hand_over):
+                    break
+                queue.remove(hand_over)
                 cached = self._cluster.controller.cached(hand_over.row, target)
                 if cached:
                     target.cache.take(int(self._cluster.workload.session[hand_over.row]))
@@ -216,7 +229,7 @@ class Transfers:
         generated = int(requests.produced[row])
         if hand_over.whole:
             coming = self._coming.pop(row)
-            slot = self._enter(replica.table, row, coming.standard, hand_over.blocks)
+            slot = self._enter(replica.table, row, coming)
         else:
             slot = replica.table.add(
                 str(row),
@@ -239,6 +252,10 @@ class Transfers:
         thinking = max(0, int(workload.thinking_tokens[row]) - generated)
         replica.track(slot, row, int(workload.output_tokens[row]) - generated, thinking)
         requests.replica[row] = target
+
+    def _promised(self, hand_over: HandOver) -> bool:
+        coming = self._coming.get(hand_over.row)
+        return hand_over.standard if coming is None else coming.standard
 
     def _load(self, index: int) -> int:
         replica = self._cluster.replicas[index]

@@ -87,7 +87,7 @@ class EmulatedCore:
         if request_id not in self.table:
             return
         slot = self.table.slot(request_id)
-        self.table.standard[slot] = True
+        self.table.promote(slot)
         self.table.prefill_deadline_s[slot] = first_token_due_s
         if next_token_due_s is not None:
             self.table.next_deadline_s[slot] = next_token_due_s
@@ -96,9 +96,9 @@ class EmulatedCore:
         """Make a request best effort; unknown ids are ignored."""
         if request_id in self._awaiting:
             live = self._awaiting[request_id]
-            live.request = replace(live.request, standard=False)
+            live.request = replace(live.request, standard=False, hopeful=False)
         if request_id in self.table:
-            self.table.standard[self.table.slot(request_id)] = False
+            self.table.relegate(self.table.slot(request_id))
 
     def cancel(self, request_id: str) -> None:
         """Mark a request, running or waiting, for removal at the end of the step; unknown ids are ignored."""

@@ -22,7 +22,7 @@ class BatchFormation:
         """Return the batch; it is empty only when no request can be given memory."""
         batch = Batch()
         for slot in plan.relegate_slots.tolist():
-            self._table.standard[slot] = False
+            self._table.relegate(slot)
             live = self._residents.at(slot)
             batch.relegated.add(live.request_id)
             batch.touched[live.request_id] = live

@@ -36,6 +36,7 @@ class Residents:
             tpot_s=request.tpot_s if thinking_tpot_s is None else thinking_tpot_s,
             answer_tpot_s=request.tpot_s,
             standard=request.standard,
+            hopeful=request.hopeful,
             context=context,
             generated=live.generated,
             next_deadline_s=request.next_token_due_s,

@@ -35,6 +35,7 @@ class RequestFacts(msgspec.Struct, frozen=True):
     expected_output_tokens: int = 256
     value: float = 1.0
     slo_class: str = ""
+    hopeful: bool = False
 
 
 class Promote(msgspec.Struct, frozen=True, tag="promote"):

@@ -102,6 +102,7 @@ class Residents:
             tpot_s=facts.thinking_tpot_s if thinks and facts.thinking_tpot_s is not None else facts.tpot_s,
             answer_tpot_s=facts.tpot_s,
             standard=facts.standard,
+            hopeful=facts.hopeful,
             remaining_output=max(facts.expected_output_tokens - facts.prior_tokens, 1),
             max_remaining_output=request.max_tokens,
             value=facts.value,
@@ -198,7 +199,7 @@ class Residents:
     def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:
         """Make a request standard; unknown ids are requests that have ended meanwhile."""
         if (resident := self.find(request_id)) is not None:
-            self.table.standard[resident.slot] = True
+            self.table.promote(resident.slot)
             self.table.prefill_deadline_s[resident.slot] = first_token_due_s
             self.table.next_deadline_s[resident.slot] = (
                 first_token_due_s + self.table.tpot_s[resident.slot] if next_token_due_s is None else next_token_due_s
@@ -207,7 +208,7 @@ class Residents:
     def relegate(self, request_id: str) -> None:
         """Make a request best effort."""
         if (resident := self.find(request_id)) is not None:
-            self.table.standard[resident.slot] = False
+            self.table.relegate(resident.slot)
 
     def records(self, changes: Sequence[Change]) -> list[RequestRecord]:
         """Bring the table to these changes and say them to the engine's process; resets the step's own fields."""

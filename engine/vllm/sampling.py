@@ -136,4 +136,5 @@ def _facts(request: EngineRequest, prior: int) -> RequestFacts:
         expected_output_tokens=request.expected_output_tokens,
         value=request.value,
         slo_class=request.slo_class,
+        hopeful=request.hopeful,
     )

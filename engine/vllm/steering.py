@@ -178,7 +178,7 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         if not decodes and not prefills:
             return False
         for resident in relegated:
-            self._residents.table.standard[resident.slot] = False
+            self._residents.table.relegate(resident.slot)
             resident.relegated = resident.changed = True
         for resident in evicted:
             self._evict(resident.request)

@@ -16,7 +16,6 @@ from scheduling.request_table import (
     KV_BLOCKS,
     PREFILL_REMAINING,
     SEQUENCE,
-    STANDARD,
     BoolArray,
     FloatArray,
     IntArray,
@@ -57,7 +56,7 @@ def batch_load(
 
 @kernel
 def _best_effort_residents(
-    ints: IntArray, floats: FloatArray, flags: BoolArray, used: int, relegated: BoolArray, preempted: BoolArray
+    ints: IntArray, floats: FloatArray, flags: BoolArray, used: int, claimed: BoolArray, preempted: BoolArray
 ) -> tuple[IntArray, int]:
     """Slots of best-effort requests that hold memory, first arrival first, and how many requests run in all."""
     found = np.empty(used, np.int64)
@@ -67,7 +66,7 @@ def _best_effort_residents(
         if not flags[ACTIVE, slot] or preempted[slot] or not holds_memory(ints, slot):
             continue
         running += 1
-        if flags[STANDARD, slot] and not relegated[slot]:
+        if claimed[slot]:
             continue
         at = n
         while at > 0 and _later(ints, floats, found[at - 1], slot):
@@ -92,7 +91,7 @@ def fill_best_effort(
     floats: FloatArray,
     flags: BoolArray,
     used: int,
-    relegated: BoolArray,
+    claimed: BoolArray,
     now: float,
     limit: float,
     lines: FloatArray,
@@ -123,7 +122,7 @@ def fill_best_effort(
     for k in range(prefills):
         room -= prefill_tokens[k]
     requests = float(decodes + prefills)
-    residents, running = _best_effort_residents(ints, floats, flags, used, relegated, preempted)
+    residents, running = _best_effort_residents(ints, floats, flags, used, claimed, preempted)
     trial = np.empty(lines.shape[0])
     for slot in residents:
         if ints[PREFILL_REMAINING, slot] > 0 or preempted[slot]:
@@ -136,7 +135,7 @@ def fill_best_effort(
             break
         need = extra_blocks(ints, slot, 1, block_size)
         while need > free:
-            victim = youngest_best_effort(ints, floats, flags, used, relegated, preempted)
+            victim = youngest_best_effort(ints, floats, flags, used, claimed, preempted, False)
             if victim < 0 or victim == slot or not _later(ints, floats, victim, slot):
                 break
             preempted[victim] = True
@@ -172,7 +171,7 @@ def fill_best_effort(
             break
         slot = -1
         for other in range(used):
-            waits = flags[ACTIVE, other] and (relegated[other] or not flags[STANDARD, other])
+            waits = flags[ACTIVE, other] and not claimed[other]
             waits = waits and not (holds_memory(ints, other) or preempted[other] or started[other])
             if waits and (slot < 0 or _later(ints, floats, slot, other)):
                 slot = other

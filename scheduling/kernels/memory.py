@@ -1,4 +1,4 @@
-"""KV blocks for the next batch: room is made by preempting best-effort work first, then the latest deadlines."""
+"""KV blocks for the next batch: best-effort work is preempted first, then the hopeful, then the latest deadlines."""
 
 from __future__ import annotations
 
@@ -37,14 +37,23 @@ def holds_memory(ints: IntArray, slot: int) -> bool:
 
 @kernel
 def youngest_best_effort(
-    ints: IntArray, floats: FloatArray, flags: BoolArray, used: int, relegated: BoolArray, preempted: BoolArray
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    claimed: BoolArray,
+    preempted: BoolArray,
+    promised_only: bool,
 ) -> int:
-    """Slot of the best-effort request that arrived last and holds memory; -1 when there is none."""
+    """Slot of the request that arrived last and holds memory, of those without a claim; -1 when there is none.
+
+    promised_only: only a promise is a claim; hopeful requests have none.
+    """
     victim = -1
     for slot in range(used):
         if not flags[ACTIVE, slot] or preempted[slot] or not holds_memory(ints, slot):
             continue
-        if flags[STANDARD, slot] and not relegated[slot]:
+        if claimed[slot] and (flags[STANDARD, slot] or not promised_only):
             continue
         if victim < 0 or (floats[ARRIVAL, slot], ints[SEQUENCE, slot]) > (
             floats[ARRIVAL, victim],
@@ -55,12 +64,37 @@ def youngest_best_effort(
 
 
 @kernel
+def _take_out(
+    victim: int,
+    ints: IntArray,
+    block_size: int,
+    decode_slots: IntArray,
+    decodes: int,
+    prefill_slots: IntArray,
+    prefill_tokens: IntArray,
+    prefills: int,
+) -> tuple[int, int, int]:
+    """Take a slot out of the batch, wherever it is; returns (blocks that are not needed then, decodes, prefills)."""
+    for k in range(decodes):
+        if decode_slots[k] == victim:
+            decode_slots[k : decodes - 1] = decode_slots[k + 1 : decodes].copy()
+            return extra_blocks(ints, victim, 1, block_size), decodes - 1, prefills
+    for k in range(prefills):
+        if prefill_slots[k] == victim:
+            spared = extra_blocks(ints, victim, prefill_tokens[k], block_size)
+            prefill_slots[k : prefills - 1] = prefill_slots[k + 1 : prefills].copy()
+            prefill_tokens[k : prefills - 1] = prefill_tokens[k + 1 : prefills].copy()
+            return spared, decodes, prefills - 1
+    return 0, decodes, prefills
+
+
+@kernel
 def make_room(
     ints: IntArray,
     floats: FloatArray,
     flags: BoolArray,
     used: int,
-    relegated: BoolArray,
+    claimed: BoolArray,
     free: int,
     block_size: int,
     max_requests: int,
@@ -71,7 +105,10 @@ def make_room(
     prefills: int,
     preempted: BoolArray,
 ) -> tuple[int, int, int]:
-    """Return (free blocks after the batch, decodes, prefills); lists are narrowed in place where memory is short."""
+    """Return (free blocks after the batch, decodes, prefills); lists are narrowed in place where memory is short.
+
+    claimed: slots that the batch was planned for, or that wait for the next one; hopeful ones give way to promises.
+    """
     need = 0
     for k in range(decodes):
         need += extra_blocks(ints, decode_slots[k], 1, block_size)
@@ -85,13 +122,19 @@ def make_room(
             if flags[ACTIVE, slot] and holds_memory(ints, slot):
                 running += 1
     while need > free or running + starts > max_requests:
-        victim = youngest_best_effort(ints, floats, flags, used, relegated, preempted)
+        victim = youngest_best_effort(ints, floats, flags, used, claimed, preempted, False)
+        if victim < 0:
+            victim = youngest_best_effort(ints, floats, flags, used, claimed, preempted, True)
         if victim < 0:
             break
         preempted[victim] = True
         free += ints[KV_BLOCKS, victim]
         running -= 1
-    # No best-effort work is left to preempt: chunks are cut to the memory that there is, or wait, the last one first.
+        spared, decodes, prefills = _take_out(
+            victim, ints, block_size, decode_slots, decodes, prefill_slots, prefill_tokens, prefills
+        )
+        need -= spared
+    # Nobody without a promise is left to preempt: chunks are cut to the memory there is, or wait, the last one first.
     k = prefills - 1
     while k >= 0 and (need > free or running + starts > max_requests):
         slot = prefill_slots[k]
@@ -122,17 +165,8 @@ def make_room(
             break
         preempted[victim] = True
         free += ints[KV_BLOCKS, victim]
-        for k in range(decodes):
-            if decode_slots[k] == victim:
-                need -= extra_blocks(ints, victim, 1, block_size)
-                decode_slots[k : decodes - 1] = decode_slots[k + 1 : decodes].copy()
-                decodes -= 1
-                break
-        for k in range(prefills):
-            if prefill_slots[k] == victim:
-                need -= extra_blocks(ints, victim, prefill_tokens[k], block_size)
-                prefill_slots[k : prefills - 1] = prefill_slots[k + 1 : prefills].copy()
-                prefill_tokens[k : prefills - 1] = prefill_tokens[k + 1 : prefills].copy()
-                prefills -= 1
-                break
+        spared, decodes, prefills = _take_out(
+            victim, ints, block_size, decode_slots, decodes, prefill_slots, prefill_tokens, prefills
+        )
+        need -= spared
     return free - need, decodes, prefills

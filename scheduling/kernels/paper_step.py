@@ -93,13 +93,16 @@ def plan_paper_step(
         decodes += 1
         room -= 1.0
         requests += 1.0
+    claimed = np.zeros(used, np.bool_)
+    for slot in slots:
+        claimed[slot] = not relegated[slot]
     free, decodes, prefills = make_room(
-        ints, floats, flags, used, relegated, free_blocks, block_size, int(max_requests),
+        ints, floats, flags, used, claimed, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
     spec_of = np.ones(used, np.int64)
     decodes, prefills, time = fill_best_effort(
-        ints, floats, flags, used, relegated, now, end, lines, settings, max_tokens, max_requests, free,
+        ints, floats, flags, used, claimed, now, end, lines, settings, max_tokens, max_requests, free,
         block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
         spec_of, decodes + prefills == 0,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The plan of one step: the batch of the promised requests, then what best-effort work fits beside it."""
+"""The plan of one step: the batch of the promised and the hopeful, then what best-effort work fits beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, commit_batch
 from scheduling.kernels.filler import batch_load, fill_best_effort
+from scheduling.kernels.hopeful import hopeful_slots, join_hopeful
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import extra_blocks, make_room
 from scheduling.kernels.promised import choose_batch, keep_promised
@@ -14,17 +15,15 @@ from scheduling.kernels.rows import prefill_order
 from scheduling.kernels.settings import (
     ALONE,
     BESIDE,
-    CROWDED,
     FILLER_S,
     FILLER_STEPS,
     LONGEST_S,
     LONGEST_STEPS,
     PACES,
     SHORTEST_STEPS,
-    UNCROWDED,
 )
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import ACCEPT_RATE, KV_BLOCKS, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
+from scheduling.request_table import ACCEPT_RATE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
 
 
 @kernel
@@ -65,6 +64,20 @@ def plan_step(
     relegated = np.zeros(used, np.bool_)
     for slot in missed:
         relegated[slot] = True
+    hopeful = hopeful_slots(ints, floats, flags, used, now, bare, max_tokens, load, relegated)
+    if len(hopeful) > 0:
+        slots, state = join_hopeful(
+            hopeful, slots, state, ints, floats, flags, used, now, free_blocks, block_size, lines, caps, max_tokens,
+            max_requests, load, relegated,
+        )  # fmt: skip
+        n = len(slots)
+    # Best-effort work may take the place of whoever has no claim.
+    claimed = np.zeros(used, np.bool_)
+    for slot in slots:
+        claimed[slot] = True
+    if n > 0:
+        for slot in hopeful:
+            claimed[slot] = not relegated[slot]
     order, m = prefill_order(state, n, 0)
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
@@ -97,8 +110,10 @@ def plan_step(
                 prefill_slots[prefills] = slots[order[at]]
                 prefill_tokens[prefills] = int(chunks[at])
                 prefills += 1
+    for slot in slots:
+        claimed[slot] = claimed[slot] and not relegated[slot]
     free, decodes, prefills = make_room(
-        ints, floats, flags, used, relegated, free_blocks, block_size, int(max_requests),
+        ints, floats, flags, used, claimed, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
     for k in range(decodes):
@@ -112,17 +127,11 @@ def plan_step(
     # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
     limit = now + (filler_s if n > 0 else settings[ALONE] * filler_s)
     if n > 0 and decodes + prefills > 0:
-        held = 0
-        for slot in slots:
-            held += ints[KV_BLOCKS, slot]
-        # How much of what an empty memory would allow.
-        room = max(0.0, 1.0 - held / (settings[CROWDED] * total_blocks)) if settings[CROWDED] > 0.0 else 0.0
-        most = max(filler_s, time + settings[UNCROWDED] * filler_s)
-        limit = min(end, now + time + max(settings[BESIDE] * time, room * (most - time)))
+        limit = min(end, now + (1.0 + settings[BESIDE]) * time)
     if spare or decodes + prefills == 0:
         base_decodes, base_prefills = decodes, prefills
         decodes, prefills, longer = fill_best_effort(
-            ints, floats, flags, used, relegated, now, limit, lines, settings, max_tokens, max_requests, free,
+            ints, floats, flags, used, claimed, now, limit, lines, settings, max_tokens, max_requests, free,
             block_size, total_blocks, decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
             spec_of, n == 0 or decodes + prefills == 0,
         )  # fmt: skip

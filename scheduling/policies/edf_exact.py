@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scheduling.batch_settings import BatchSettings
 from scheduling.batching import DeadlineBatching
 from scheduling.headroom import Headroom
@@ -15,10 +17,13 @@ def policy(
 ) -> Policy:
     """Bundle; the batches and the memory kept for requests to come are those of `slos`."""
     chosen = settings or BatchSettings()
+    admission = ExactAdmission(0, chosen, best_effort_floor, headroom or Headroom())
     return Policy(
         "edf-exact",
         "greedy admission by deadline with the exact simulation of batches",
-        ExactAdmission(0, chosen, best_effort_floor, headroom or Headroom()),
+        admission,
         DeadlineBatching(chosen, best_effort_floor),
         routing("sequential"),
+        gentle=replace(admission, beside_hopeful=True),
+        hope=ExactAdmission(0, chosen, beside_hopeful=True),
     )

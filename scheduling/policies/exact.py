@@ -28,6 +28,7 @@ class ExactAdmission:
     max_labels: simulations of the label search at most; 0: only greedy by deadline (edf-exact).
     best_effort_floor: share of the time left to best-effort work while there is any.
     headroom: what is kept for requests to come.
+    beside_hopeful: hopeful residents are kept too, not only promised ones.
     explain_lines: put the budget and demand lines of the plan into the decision.
     """
 
@@ -35,6 +36,7 @@ class ExactAdmission:
     settings: BatchSettings = DEFAULT_SETTINGS
     best_effort_floor: float = 0.02
     headroom: Headroom = NO_HEADROOM
+    beside_hopeful: bool = False
     explain_lines: bool = False
 
     def decide(
@@ -50,7 +52,17 @@ class ExactAdmission:
         possible, declined = newcomers_of(candidates, table, limits)
         if not possible:
             return AdmissionDecision((), declined)
-        problem = build(now_s, table, free_blocks, model, limits, possible, self.settings, self.best_effort_floor)
+        problem = build(
+            now_s,
+            table,
+            free_blocks,
+            model,
+            limits,
+            possible,
+            self.settings,
+            self.best_effort_floor,
+            beside_hopeful=self.beside_hopeful,
+        )
         everyone = np.ones(len(possible), dtype=np.bool_)
         verdict, _, *ends = problem.check(everyone)
         if self.headroom != NO_HEADROOM:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scheduling.batch_settings import BatchSettings
 from scheduling.batching import DeadlineBatching
 from scheduling.headroom import Headroom
@@ -21,10 +23,13 @@ def policy(
     headroom: what is kept for requests to come.
     """
     chosen = settings or BatchSettings()
+    admission = ExactAdmission(max_labels, chosen, best_effort_floor, headroom or Headroom())
     return Policy(
         "slos",
         "exact simulation of batches, label search over values, memory by future peak, decodes run ahead",
-        ExactAdmission(max_labels, chosen, best_effort_floor, headroom or Headroom()),
+        admission,
         DeadlineBatching(chosen, best_effort_floor),
         routing("sequential"),
+        gentle=replace(admission, beside_hopeful=True),
+        hope=ExactAdmission(0, chosen, beside_hopeful=True),
     )

@@ -14,7 +14,7 @@ from scheduling.policy import Policy
 from scheduling.types import Admission, OnMiss
 from services.controller.best_effort import BestEffortQueue
 from services.controller.contract import ApiError
-from services.controller.leftovers import RETRY_FIRST_S, ROUND_S, Leftovers, client_due_s
+from services.controller.leftovers import RETRY_FIRST_S, ROUND_S, Leftovers, can_hope, client_due_s
 from services.controller.planner import PER_DECISION, Planner
 from services.controller.replicas import ReplicaManager
 from services.controller.request import LiveRequest
@@ -90,6 +90,12 @@ class AdmissionLoop:
         self._pending[request.request_id] = request
         self._wake.set()
 
+    def queue(self, request: LiveRequest) -> None:
+        """Let a best-effort request wait for its turn on any replica."""
+        self._queue.push(request)
+        self._listener.queued(request)
+        self._wake.set()
+
     def withdraw(self, request: LiveRequest) -> None:
         """Forget a request that waits for a decision or a replica; one that does not is ignored."""
         self._pending.pop(request.request_id, None)
@@ -153,8 +159,15 @@ class AdmissionLoop:
                 for request in of_model:
                     self._place_promised(request, self._planner.first(request, replicas))
             else:
-                for request, reason in self._planner.ask(of_model, replicas, self._place_promised):
-                    self._declined(request, reason)
+                declined = self._planner.ask(of_model, replicas, self._place_promised)
+                waiting = [request for request, reason in declined if self._declined(request, reason)]
+                now_s = time.monotonic()
+                hopeful = [request for request in waiting if can_hope(request, now_s)]
+                self._planner.hope(hopeful, replicas, self._place_hopeful)
+
+    def _place_hopeful(self, request: LiveRequest, target: Target) -> None:
+        request.hopeful = True
+        self._place(request, target, Admission.BEST_EFFORT)
 
     def _place_promised(self, request: LiveRequest, target: Target) -> None:
         self._place(request, target, Admission.STANDARD)
@@ -182,23 +195,25 @@ class AdmissionLoop:
             request.answered = True
             self._listener.decided(request, time.monotonic() - request.arrival_s)
 
-    def _declined(self, request: LiveRequest, reason: str) -> None:
+    def _declined(self, request: LiveRequest, reason: str) -> bool:
+        """Let a request wait without a promise; False when it is not served."""
         request.note(f"no promise: {reason}")
         if not request.attempts:
             if request.on_miss is OnMiss.REJECT:
                 self._refuse(request, f"the SLOs cannot be promised now: {reason}")
-                return
+                return False
             if self._queue.full:
                 self._refuse(
                     request, f"{self._queue.capacity} best-effort requests wait already, and no promise: {reason}"
                 )
-                return
+                return False
         request.retry_at_s = time.monotonic() + RETRY_FIRST_S
         request.replica = ""
+        request.hopeful = False
         request.became(Admission.BEST_EFFORT, reason)
-        self._queue.push(request)
         self._answered(request)
-        self._listener.queued(request)
+        self.queue(request)
+        return True
 
     def _refuse(self, request: LiveRequest, message: str) -> None:
         retry_after_s = max(1.0, request.slo.ttft_s)

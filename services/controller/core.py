@@ -98,7 +98,7 @@ class Core:
             settings.admission,
         )
         self._worker_events = WorkerEvents(
-            Relay(self._remaining, self.journal.touched, self._transferred, metrics),
+            Relay(self._remaining, self.journal.touched, self._transferred, self._given_back, metrics),
             Failover(settings.attempts, self.admission.offer, self._fail, metrics),
             metrics,
             self.replicas.get,
@@ -240,6 +240,12 @@ class Core:
             decode.placed.cancel(request)
         if prefill is not None:
             prefill.placed.cancel_prefill(request)
+
+    def _given_back(self, request: LiveRequest) -> None:
+        """Take a request off its replicas and let it wait for its turn."""
+        self._stop(request)
+        request.replica = request.prefill_replica = ""
+        self.admission.queue(request)
 
     def _fail(self, request: LiveRequest, error: ApiError) -> None:
         """End a request with an error: in its last message when it has had one before, else as a refusal."""

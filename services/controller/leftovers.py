@@ -62,7 +62,7 @@ class Leftovers:
     def _room_on(self, replica: Replica) -> int:
         mirror = mirror_of(replica)
         table = mirror.table
-        not_started = int((table.active & ~table.standard & (table.context == 0)).sum())
+        not_started = int((table.active & ~table.standard & ~table.hopeful & (table.context == 0)).sum())
         return min(self._waiting_per_replica - not_started, mirror.limits.max_batch_requests - len(table))
 
     def retry(self, now_s: float) -> bool:
@@ -71,11 +71,11 @@ class Leftovers:
             return False
         if now_s < self._next_round_s:
             return True
-        waiting = [request for request in self._queue if _hope(request, now_s)]
+        waiting = [request for request in self._queue if can_hope(request, now_s)]
         resident = [
             (replica, hopeful)
             for replica in self._replicas
-            if replica.usable and (hopeful := [r for r in replica.placed.best_effort() if _hope(r, now_s)])
+            if replica.usable and (hopeful := [r for r in replica.placed.best_effort() if can_hope(r, now_s)])
         ]
         if not waiting and not resident:
             return False
@@ -121,7 +121,7 @@ def _due(requests: Sequence[LiveRequest], now_s: float) -> list[LiveRequest]:
     return heapq.nsmallest(PER_DECISION, (r for r in requests if r.retry_at_s <= now_s), key=client_due_s)
 
 
-def _hope(request: LiveRequest, now_s: float) -> bool:
+def can_hope(request: LiveRequest, now_s: float) -> bool:
     """A best-effort request that has missed nothing yet may still be promised everything."""
     if request.late or request.admission is not Admission.BEST_EFFORT:
         return False

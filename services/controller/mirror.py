@@ -125,6 +125,7 @@ class ReplicaMirror:
             prefill_deadline_s=first_due_s,
             tpot_s=thinking_tpot_s if thinking and thinking_tpot_s is not None else request.slo.tpot_s,
             standard=request.admission is Admission.STANDARD,
+            hopeful=request.hopeful,
             generated=len(request.output),
             prefill_remaining=1 if arrives else tokens - self.cached_tokens(request),
             context=tokens - 1 if arrives else 0,
@@ -146,6 +147,7 @@ class ReplicaMirror:
             prefill_deadline_s=first_due_s,
             tpot_s=request.slo.tpot_s,
             standard=request.admission is Admission.STANDARD,
+            hopeful=request.hopeful,
             prefill_remaining=tokens - self.cached_tokens(request),
             remaining_output=1,
             value=request.value,
@@ -160,10 +162,10 @@ class ReplicaMirror:
         else:
             self._step_began_s = now_s
 
-    def set_standard(self, wire_id: str, standard: bool) -> None:
-        """Change the admission of a resident request."""
+    def promote(self, wire_id: str) -> None:
+        """Make a resident request standard; an unknown one is ignored."""
         if wire_id in self.table:
-            self.table.standard[self.table.slot(wire_id)] = standard
+            self.table.promote(self.table.slot(wire_id))
 
     def next_due_s(self, wire_id: str) -> float | None:
         """When the engine owes the next token of a request that has produced some; None before the first."""
@@ -209,7 +211,7 @@ class ReplicaMirror:
         table.kv_blocks[slot] = update.kv_blocks
         table.preemptions[slot] = update.preemptions
         if update.relegated:
-            table.standard[slot] = False
+            table.relegate(slot)
         if update.draft_tokens >= DRAFTS_BEFORE_RATE:
             table.accept_rate[slot] = min(0.99, update.accepted_draft_tokens / update.draft_tokens)
         return late

@@ -66,7 +66,7 @@ class Placements:
     def promote(self, request: LiveRequest, first_due_s: float) -> None:
         """Make a best-effort request standard."""
         assert self.mirror is not None
-        self.mirror.set_standard(request.wire_id, True)
+        self.mirror.promote(request.wire_id)
         next_due_s = self.mirror.next_due_s(request.wire_id)
 
         def stamp(command: worker_pb2.Command, now_s: float) -> None:

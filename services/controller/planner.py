@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from scheduling.pairs import decide_pair, taking_in_s
-from scheduling.policy import Policy
+from scheduling.policy import AdmissionPolicy, Policy
 from scheduling.promotion import promote
 from scheduling.types import AdmissionDecision, Candidate
 from services.controller.replica import Replica
@@ -43,6 +43,36 @@ class Planner:
         place: Callable[[LiveRequest, Target], None],
     ) -> list[tuple[LiveRequest, str]]:
         """Place those that can be promised; return the others with the reason of the last target asked."""
+        if self.policy.gentle is not None and len(replicas) > 1:
+            requests = [request for request, _ in self._ask(requests, replicas, place, self.policy.gentle)]
+        return self._ask(requests, replicas, place, self.policy.admission)
+
+    def hope(
+        self,
+        requests: Sequence[LiveRequest],
+        replicas: Sequence[Replica],
+        place: Callable[[LiveRequest, Target], None],
+    ) -> None:
+        """Place, without a promise, requests that can still be in time; nothing where batches keep only promises.
+
+        First where a plan has room for one beside all that is served by deadlines, else where most hope is.
+        """
+        if self.policy.hope is None or not requests:
+            return
+        if len(replicas) > 1:
+            requests = [request for request, _ in self._ask(requests, replicas, place, self.policy.hope)]
+        for request in requests:
+            target = Targets(replicas, [request]).hopeful(self._candidate(request))
+            if target is not None:
+                place(request, target)
+
+    def _ask(
+        self,
+        requests: Sequence[LiveRequest],
+        replicas: Sequence[Replica],
+        place: Callable[[LiveRequest, Target], None],
+        admission: AdmissionPolicy,
+    ) -> list[tuple[LiveRequest, str]]:
         now_s = time.monotonic()
         targets, routing = Targets(replicas, requests), self.policy.routing
         hops = {
@@ -60,7 +90,7 @@ class Planner:
                     declined.append((request, reasons[request.request_id]))
             asking = []
             for target, group in groups.items():
-                decision = self._decide(group, target, now_s)
+                decision = self._decide(group, target, now_s, admission)
                 accepted = set(decision.accepted)
                 for request in group:
                     if request.wire_id in accepted:
@@ -108,22 +138,28 @@ class Planner:
             request.explain = _explanation(request, Target(replica), decision, now_s)
         return found
 
-    def _decide(self, group: Sequence[LiveRequest], target: Target, now_s: float) -> AdmissionDecision:
+    def _decide(
+        self, group: Sequence[LiveRequest], target: Target, now_s: float, admission: AdmissionPolicy
+    ) -> AdmissionDecision:
         candidates = [self._candidate(request, mirror_of(target.first).cached_tokens(request)) for request in group]
         try:
-            decision = self._plan(group, candidates, target, now_s)
+            decision = self._plan(group, candidates, target, now_s, admission)
         except Exception as error:  # a policy that fails must cost promises, never requests
             log.exception("policy %s failed", self.policy.name)
             reason = f"policy {self.policy.name} failed ({error!r}); see the controller's log"
             decision = AdmissionDecision((), {candidate.request_id: reason for candidate in candidates})
-        for request in group:
+        for request in group if admission is not self.policy.hope else ():
             request.explain = _explanation(request, target, decision, now_s)
         return decision
 
     def _plan(
-        self, group: Sequence[LiveRequest], candidates: Sequence[Candidate], target: Target, now_s: float
+        self,
+        group: Sequence[LiveRequest],
+        candidates: Sequence[Candidate],
+        target: Target,
+        now_s: float,
+        admission: AdmissionPolicy,
     ) -> AdmissionDecision:
-        admission = self.policy.admission
         if target.prefill is None:
             seen = mirror_of(target.decode).foreseen(now_s, self.policy.batching)
             return admission.decide(seen.as_of_s, seen.table, seen.free_blocks, seen.model, seen.limits, candidates)

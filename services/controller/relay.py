@@ -11,6 +11,7 @@ from services.controller.metrics import Metrics
 from services.controller.replica import Replica
 from services.controller.request import LiveRequest
 
+GIVEN_UP = "it cannot be in time there beside what is promised"
 RELEGATED = "its deadline had passed, so the engine took the promise back"
 _WINDOW = 512
 _EVERY = 64
@@ -44,12 +45,15 @@ class Relay:
         remaining: Callable[[LiveRequest], int],
         touched: Callable[[LiveRequest], None],
         transferred: Callable[[LiveRequest, float], None],
+        given_back: Callable[[LiveRequest], None],
         metrics: Metrics,
     ) -> None:
         """remaining: a new estimate of the output still to come. touched: told of every request with new tokens.
 
-        transferred: told of a request whose KV came from another worker, with the seconds that it took.
+        transferred: told of a request whose KV came from another worker, with the seconds that it took. given_back:
+        takes a hopeful request back that its replica gave up before it began.
         """
+        self._given_back = given_back
         self._transferred = transferred
         self._metrics = metrics
         self._remaining = remaining
@@ -62,10 +66,13 @@ class Relay:
         room = False
         for update in step.requests:
             request = replica.placed.requests.get(update.request_id)
-            if request is None:  # taken back; the worker has not confirmed yet
+            if request is None:  # a prefill half, or taken back and not confirmed yet
                 mirror.apply(update, ended_s)
             else:
                 self._deliver(replica, request, update, ended_s, step.duration_us / 1e6)
+            hoped = request or replica.placed.legs.get(update.request_id)
+            if update.relegated and hoped is not None and hoped.hopeful:
+                self._give_up(replica, hoped, update)
             room = room or bool(update.finish_reason) or update.relegated
         return room
 
@@ -117,6 +124,13 @@ class Relay:
             remaining = self._remaining(request)
             request.expected_output_tokens = len(request.output) + remaining
             mirror.expect_more(update.request_id, remaining)
+
+    def _give_up(self, replica: Replica, request: LiveRequest, update: worker_pb2.RequestStep) -> None:
+        request.note(f"no hope left on {replica.worker_id}: {GIVEN_UP}")
+        request.hopeful = False
+        begun = update.context_tokens or update.preemptions or request.output
+        if not begun and not update.finish_reason and not request.finished:
+            self._given_back(request)
 
     @staticmethod
     def _text(request: LiveRequest, message: client_pb2.GenerateResponse, text: str) -> None:

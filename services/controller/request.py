@@ -79,7 +79,8 @@ class LiveRequest:
     slo: what the client was told, from arrival. value: worth of the promise. max_output_tokens: bound by max_tokens
     and the window. zero_load_s: prefill time of the prompt on an idle engine. epoch: number of the current
     submission; wire_id names it on workers, so that events of an earlier submission can never be taken for events of
-    this one. attempts: submissions that have failed. late: a token has missed its due time. answered: admission has
+    this one. attempts: submissions that have failed. late: a token has missed its due time. hopeful: sent
+    without a promise, to be served by its deadlines all the same. answered: admission has
     decided once. told: the client has had a message. replica: the worker that produces its tokens; prefill_replica:
     the one that computes its prompt for it; prefilled_s: when that was done, 0 before. next_due_s: when the next token
     is due, known when it resumes. Times are monotonic.
@@ -124,6 +125,7 @@ class LiveRequest:
     answered: bool = False
     told: bool = False
     late: bool = False
+    hopeful: bool = False
     explain: dict[str, object] = field(default_factory=dict)
     _chain_key: tuple[int, int] = (0, 0)
     _chain: tuple[int, ...] = ()
@@ -207,6 +209,7 @@ class LiveRequest:
         self.reason = reason
         if admission is Admission.STANDARD:
             self.promised = True
+            self.hopeful = False
         self.tell_promise()
 
     def finish(self, finish_reason: common_pb2.FinishReason, error: str = "", error_code: str = "") -> None:

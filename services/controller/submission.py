@@ -59,6 +59,7 @@ def submission(request: LiveRequest, handover: Handover | None = None) -> worker
         session_id=request.call.session_id,
         thinking_done=request.thinking_done,
         text_chars=request.text_chars,
+        hopeful=request.hopeful,
     )
     if request.slo.thinking_tpot_s is not None and request.thinking_end_token_id is not None:
         submit.thinking_end_token_id = request.thinking_end_token_id
@@ -82,6 +83,7 @@ def prefill_submission(request: LiveRequest, handover: Handover) -> worker_pb2.S
         slo_class=request.slo_class,
         session_id=request.call.session_id,
         kv_transfer=handover.end(producer=True),
+        hopeful=request.hopeful,
     )
 
 

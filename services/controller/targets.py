@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.slos.v1 import worker_pb2
-from scheduling.pairs import Route, ask_order, routes
+from scheduling.pairs import Route, ask_order, hopeful_route, routes
 from scheduling.policy import RoutingPolicy
 from scheduling.types import Candidate
 from services.controller.mirror import ReplicaMirror
@@ -67,6 +67,11 @@ class Targets:
         """Return the target that routing itself would take, if it takes any."""
         order = routing.order(now_s, candidate, [self._views[route.first] for route in self._ordered])
         return self._target(self._ordered[order[0]]) if order else None
+
+    def hopeful(self, candidate: Candidate) -> Target | None:
+        """Return where a request has the best hope for which no plan has room; None where there is nothing."""
+        route = hopeful_route(candidate, self._views, self._ordered)
+        return None if route is None else self._target(route)
 
     def _target(self, route: Route) -> Target:
         prefill = None if route.prefill is None else self._replicas[route.prefill]

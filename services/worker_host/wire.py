@@ -70,6 +70,7 @@ def engine_request(submit: worker_pb2.Submit, now_s: float, rtt_s: float) -> Eng
         session_id=submit.session_id,
         kv_transfer=_kv_transfer(submit.kv_transfer) if submit.HasField("kv_transfer") else None,
         text_chars=submit.text_chars,
+        hopeful=submit.hopeful,
     )
 
 

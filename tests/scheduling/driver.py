@@ -70,6 +70,7 @@ def drive(
 ) -> Run:
     """Serve the jobs to the end; asserts that memory is never negative and that the engine never idles with work.
 
+    What is promised nothing is hopeful, where the policy serves such requests by their deadlines.
     margin: learns from every step and sets the planner's margin. acceptance: chance of a drafted token.
     """
     rng = np.random.default_rng(seed)
@@ -94,13 +95,13 @@ def drive(
             for job in batch:
                 job.promised = job.request_id in decision.accepted
                 job.declined = decision.declined.get(job.request_id, "")
-                add(table, job, job.promised, acceptance)
+                add(table, job, job.promised, acceptance, hopeful=policy.hope is not None and not job.promised)
         if not len(table):
             continue
         plan = policy.batching.plan(now, table, free, planner, limits)
         for slot in plan.relegate_slots:
-            table.standard[slot] = False
-            run.relegated += 1
+            run.relegated += bool(table.standard[slot])
+            table.relegate(int(slot))
         for slot in plan.preempt_slots:
             free += int(table.kv_blocks[slot])
             table.preempted(int(slot))
@@ -167,7 +168,7 @@ def candidate(job: Job) -> Candidate:
     )
 
 
-def add(table: RequestTable, job: Job, standard: bool, acceptance: float) -> None:
+def add(table: RequestTable, job: Job, standard: bool, acceptance: float, hopeful: bool = False) -> None:
     """Put the job into the table."""
     table.add(
         job.request_id,
@@ -175,6 +176,7 @@ def add(table: RequestTable, job: Job, standard: bool, acceptance: float) -> Non
         prefill_deadline_s=job.arrival_s + job.slo.ttft_s,
         tpot_s=job.slo.tpot_s,
         standard=standard,
+        hopeful=hopeful,
         remaining_output=job.expected_output_tokens or job.output_tokens,
         value=job.value,
         arrival_s=job.arrival_s,

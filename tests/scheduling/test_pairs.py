@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scheduling import registry
+from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.pairs import Route, TransferModel, ask_order, decide_pair, next_step_s, routes, taking_in_s
 from scheduling.policy import AdmissionPolicy, ReplicaView
 from scheduling.request_table import RequestTable
@@ -95,7 +96,7 @@ def test_kv_waits_for_the_longest_step_that_may_be_under_way() -> None:
     slot = table.add("r", prompt_tokens=100, prefill_deadline_s=0.0, tpot_s=0.05)
     table.prefilled(slot, 100)
     decode = replace(view("d", "decode"), table=table)
-    assert taking_in_s(decode) == pytest.approx(2 * 0.05 + next_step_s(decode))
+    assert taking_in_s(decode) == pytest.approx(DEFAULT_SETTINGS.paces * 0.05 + next_step_s(decode))
     assert taking_in_s(view("d", "decode")) == pytest.approx((3 + 1) * 0.0201)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,17 @@ def test_exact_time_model_keeps_every_promise(
     assert promised(run) > 150
     assert run.precision() >= 0.999
     assert all(len(job.token_times_s) == job.output_tokens for job in run.jobs), "a request was not finished"
+
+
+def test_hope_saves_requests_that_were_promised_nothing() -> None:
+    """Served by their deadlines in what promises leave, more are in time, and every promise is still kept."""
+    policy = registry.get("slos")
+    share = {}
+    for name, bundle in (("hope", policy), ("none", replace(policy, hope=None))):
+        run = drive(bundle, jobs(5, 500, 2.5, OPT_13B), OPT_13B, LIMITS)
+        assert run.precision() == 1.0
+        share[name] = run.attainment()
+    assert share["hope"] > share["none"] + 0.02
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.03, 1.05, 1.2), (0.12, 1.15, 1.45)])
@@ -121,7 +134,7 @@ def test_wrong_lengths_are_repaired_by_preempting_best_effort_first() -> None:
 def test_best_effort_work_never_starves() -> None:
     """Every best-effort request finishes, and at twice the capacity some old ones begin before the load ends.
 
-    Beside crowded residents they get `beside` of a step: 3 %, while they are half of all that arrives.
+    Beside promised work they get `beside` of a step: 1 %, while they are half of all that arrives.
     """
     work = jobs(21, 600, 4.0, OPT_13B)
     run = drive(registry.get("slos"), work, OPT_13B, LIMITS)

@@ -46,7 +46,7 @@ class Hello(_message.Message):
     def __init__(self, proto_version: _Optional[int] = ..., fencing_token: _Optional[int] = ..., last_event: _Optional[int] = ..., controller_id: _Optional[str] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "token_ids", "prompt_tokens", "sampling", "admission", "ttft_remaining_us", "tpot_us", "thinking_tpot_us", "thinking_end_token_id", "expected_output_tokens", "value", "slo_class", "kv_transfer", "next_token_remaining_us", "age_us", "session_id", "thinking_done", "text_chars")
+    __slots__ = ("request_id", "token_ids", "prompt_tokens", "sampling", "admission", "ttft_remaining_us", "tpot_us", "thinking_tpot_us", "thinking_end_token_id", "expected_output_tokens", "value", "slo_class", "kv_transfer", "next_token_remaining_us", "age_us", "session_id", "thinking_done", "text_chars", "hopeful")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class Submit(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     THINKING_DONE_FIELD_NUMBER: _ClassVar[int]
     TEXT_CHARS_FIELD_NUMBER: _ClassVar[int]
+    HOPEFUL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_tokens: int
@@ -83,7 +84,8 @@ class Submit(_message.Message):
     session_id: str
     thinking_done: bool
     text_chars: int
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., admission: _Optional[_Union[_common_pb2.Admission, str]] = ..., ttft_remaining_us: _Optional[int] = ..., tpot_us: _Optional[int] = ..., thinking_tpot_us: _Optional[int] = ..., thinking_end_token_id: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., value: _Optional[float] = ..., slo_class: _Optional[str] = ..., kv_transfer: _Optional[_Union[KvTransfer, _Mapping]] = ..., next_token_remaining_us: _Optional[int] = ..., age_us: _Optional[int] = ..., session_id: _Optional[str] = ..., thinking_done: _Optional[bool] = ..., text_chars: _Optional[int] = ...) -> None: ...
+    hopeful: bool
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.Sampling, _Mapping]] = ..., admission: _Optional[_Union[_common_pb2.Admission, str]] = ..., ttft_remaining_us: _Optional[int] = ..., tpot_us: _Optional[int] = ..., thinking_tpot_us: _Optional[int] = ..., thinking_end_token_id: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., value: _Optional[float] = ..., slo_class: _Optional[str] = ..., kv_transfer: _Optional[_Union[KvTransfer, _Mapping]] = ..., next_token_remaining_us: _Optional[int] = ..., age_us: _Optional[int] = ..., session_id: _Optional[str] = ..., thinking_done: _Optional[bool] = ..., text_chars: _Optional[int] = ..., hopeful: _Optional[bool] = ...) -> None: ...
 
 class KvTransfer(_message.Message):
     __slots__ = ("transfer_id", "generation", "producer", "peer", "peer_address", "lease_ms")

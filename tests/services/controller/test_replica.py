@@ -34,7 +34,10 @@ class Record:
         self.rejections: list[str] = []
         self.prefilled_ids: list[str] = []
         self.lost_prefills: list[str] = []
-        self.relay = Relay(lambda _: 10, lambda _: None, lambda *_: None, Metrics(CollectorRegistry()))
+        self.given_back: list[LiveRequest] = []
+        self.relay = Relay(
+            lambda _: 10, lambda _: None, lambda *_: None, self.given_back.append, Metrics(CollectorRegistry())
+        )
 
     def stepped(self, replica: Replica, step: worker_pb2.Step, ended_s: float) -> None:
         self.relay.stepped(replica, step, ended_s)
@@ -103,6 +106,29 @@ async def test_hello_and_submission_carry_what_the_worker_needs() -> None:
         assert 0 < command.submit.ttft_remaining_us <= 1_000_000
         assert not command.submit.HasField("next_token_remaining_us")
         await until(lambda: replica.link.rtt_s > 0)
+
+
+@pytest.mark.parametrize(("context", "back"), [(0, True), (64, False)])
+async def test_a_hopeful_request_that_is_given_up_before_it_began_comes_back(context: int, back: bool) -> None:
+    peer, record = Peer(), Record()
+    async with attached(peer, record) as replica:
+        await until(lambda: replica.usable)
+        request = make_request("r")
+        request.hopeful = True
+        replica.placed.submit(request, request.first_due_s)
+        command = await peer.hear(lambda c: c.WhichOneof("command") == "submit")
+        assert command.submit.hopeful
+        assert command.submit.admission == common_pb2.ADMISSION_BEST_EFFORT
+        assert replica.mirror is not None
+        slot = replica.mirror.table.slot("r")
+        assert replica.mirror.table.hopeful[slot]
+        update = worker_pb2.RequestStep(
+            request_id="r", prefill_remaining=3, context_tokens=context, kv_blocks=context // 16, relegated=True
+        )
+        peer.send(step(1, update))
+        await until(lambda: not request.hopeful)
+        assert not replica.mirror.table.hopeful[slot]
+        assert record.given_back == ([request] if back else [])
 
 
 @pytest.mark.parametrize(

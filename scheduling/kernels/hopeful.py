@@ -1,0 +1,192 @@
+"""Requests without a promise that can still be in time share the plan of a step with the promised ones.
+
+The plan is made for both together. When not all can be kept, those without a promise are given up, the fewest of them
+(Moore and Hodgson's rule, as in kernels.shed), until the exact simulation finds everybody else in time. So a promise is
+kept as if they were not there, and what promises leave goes to whom it can still save.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduling.kernels.jit import kernel
+from scheduling.kernels.memory import holds_memory
+from scheduling.kernels.peak import by_remaining_output, peak_blocks
+from scheduling.kernels.promised import alone_s
+from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
+from scheduling.kernels.rows import ABSENT, CTX, DUE, EPS, OUT, REM, ROWS, gather, prefill_order
+from scheduling.request_table import ACTIVE, HOPEFUL, KV_BLOCKS, STANDARD, VALUE, BoolArray, FloatArray, IntArray
+
+
+@kernel
+def hopeful_slots(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    bare: FloatArray,
+    max_tokens: float,
+    load: FloatArray,
+    given_up: BoolArray,
+) -> IntArray:
+    """Slots of the hopeful whose next token can be in time if they wait for nobody; the others are given up."""
+    slots = np.empty(used, np.int64)
+    n = 0
+    for slot in range(used):
+        if flags[ACTIVE, slot] and flags[HOPEFUL, slot] and not flags[STANDARD, slot]:
+            slots[n] = slot
+            n += 1
+    if n == 0:
+        return slots[:0]
+    state = gather(slots[:n], ints, floats, 0)
+    kept = 0
+    for i in range(n):
+        if now + alone_s(state[REM, i], state[CTX, i], bare, max_tokens, load) > state[DUE, i] + EPS:
+            given_up[slots[i]] = True
+        else:
+            slots[kept] = slots[i]
+            kept += 1
+    return slots[:kept].copy()
+
+
+@kernel
+def join_hopeful(
+    hopeful: IntArray,
+    slots: IntArray,
+    state: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    free_blocks: int,
+    block_size: int,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    load: FloatArray,
+    given_up: BoolArray,
+) -> tuple[IntArray, FloatArray]:
+    """Slots and state of the promised requests, then of the hopeful that can be kept beside them.
+
+    Whoever cannot is marked in given_up. Whoever waits for memory is left out of this step, and so is everybody while
+    the promised requests do not look feasible by themselves.
+    """
+    n, count = len(slots), len(slots) + len(hopeful)
+    joint_slots = np.empty(count, np.int64)
+    joint_slots[:n] = slots
+    joint_slots[n:] = hopeful
+    joint = np.empty((ROWS, count))
+    joint[:, :n] = state
+    joint[:, n:] = gather(hopeful, ints, floats, 0)
+    joining = _start(joint_slots, joint, n, ints, flags, used, free_blocks, block_size, max_requests)
+    order, m = prefill_order(joint, count, 0)
+    chunks = np.zeros(m)
+    verdict = FEASIBLE
+    for attempt in range(joining):
+        trial = joint.copy()
+        verdict, _done, bind = feasible_from(
+            trial, count, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
+        )
+        if verdict == FEASIBLE:
+            break
+        if attempt == 0:
+            trial[:] = joint
+            trial[REM, n:] = ABSENT
+            alone, _done, _bind = feasible_from(
+                trial, count, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
+            )
+            if alone != FEASIBLE:
+                return slots, state
+        victim = _least_missed(joint_slots, joint, n, floats, order, m, verdict, bind)
+        joint[REM, victim] = ABSENT
+        given_up[joint_slots[victim]] = True
+    kept = np.flatnonzero(joint[REM] >= 0.0)
+    kept_state = np.empty((ROWS, len(kept)))
+    for k in range(len(kept)):
+        kept_state[:, k] = joint[:, kept[k]]
+    return joint_slots[kept], kept_state
+
+
+@kernel
+def _start(
+    slots: IntArray,
+    joint: FloatArray,
+    n: int,
+    ints: IntArray,
+    flags: BoolArray,
+    used: int,
+    free_blocks: int,
+    block_size: int,
+    max_requests: float,
+) -> int:
+    """Mark as absent whoever has not begun and finds no memory, earliest deadline first; returns how many are in.
+
+    Memory is there when the future peak of all that are in fits: a hopeful request that is evicted is late.
+    """
+    count = len(slots)
+    capacity = float(free_blocks)
+    for slot in range(used):
+        if flags[ACTIVE, slot]:
+            capacity += ints[KV_BLOCKS, slot]
+    rank = by_remaining_output(joint, count)
+    rem = joint[REM].copy()
+    joining = 0
+    for i in range(n, count):
+        if holds_memory(ints, slots[i]):
+            joining += 1
+        else:
+            joint[REM, i] = ABSENT
+    for k in np.argsort(joint[DUE, n:]):
+        i = n + k
+        if joint[REM, i] != ABSENT or n + joining + 1.0 > max_requests:
+            continue
+        joint[REM, i] = rem[i]
+        if peak_blocks(joint, rank, float(block_size)) > capacity:
+            joint[REM, i] = ABSENT
+        else:
+            joining += 1
+    return joining
+
+
+@kernel
+def _least_missed(
+    slots: IntArray,
+    joint: FloatArray,
+    n: int,
+    floats: FloatArray,
+    order: IntArray,
+    m: int,
+    verdict: int,
+    bind: int,
+) -> int:
+    """Column of the hopeful request to give up, one that is in: those from column n on.
+
+    When a prefill is late, the largest one per value among those due no later; else the decode with the most to come.
+    Where there is no such one, any other: every request takes time.
+    """
+    victim = -1
+    worst = -1.0
+    if verdict == LATE_PREFILL:
+        for at in range(m):
+            i = order[at]
+            if i >= n and joint[REM, i] > 0.0 and joint[REM, i] / floats[VALUE, slots[i]] > worst:
+                worst = joint[REM, i] / floats[VALUE, slots[i]]
+                victim = i
+            if i == bind:
+                break
+    if victim >= 0:
+        return victim
+    for decodes in (True, False):
+        for i in range(n, len(slots)):
+            if joint[REM, i] < 0.0 or (joint[REM, i] == 0.0) != decodes:
+                continue
+            weight = (joint[OUT, i] if decodes else joint[REM, i]) / floats[VALUE, slots[i]]
+            if weight > worst:
+                worst = weight
+                victim = i
+        if victim >= 0:
+            break
+    return victim
