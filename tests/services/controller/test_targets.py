@@ -28,7 +28,7 @@ def replica(name: str, layout: str = "same", kv_address: str = "kv:1") -> Replic
     """A worker that is not connected, whose role is the first part of its name."""
     metrics = Metrics(CollectorRegistry())
     relay = Relay(lambda _: 10, lambda _: None, lambda *_: None, lambda _: None, metrics)
-    failover = Failover(3, lambda _: None, lambda *_: None, lambda _: None, metrics)
+    failover = Failover(3, lambda _: None, lambda *_: None, metrics)
     events = WorkerEvents(relay, failover, metrics, lambda _: None, lambda: None)
     facts = info(name, role=name.split("-")[0], kv_address=kv_address, kv_layout=layout, prefix_caching=True)
     made = Replica(name, "nowhere:1", facts, events, lambda: None, lambda _: "", partial(grpc.aio.insecure_channel))  # type: ignore[arg-type, return-value]
