@@ -46,10 +46,20 @@ def get(
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
     policy: Policy = importlib.import_module(POLICIES[name]).policy(**options)
-    if explain_lines and _has_field(policy.admission, "explain_lines"):
-        admission: AdmissionPolicy = cast(Any, replace)(policy.admission, explain_lines=True)
-        policy = replace(policy, admission=admission)
+    if explain_lines:
+        policy = replace(
+            policy,
+            admission=_explaining(policy.admission),
+            gentle=None if policy.gentle is None else _explaining(policy.gentle),
+        )
     return policy if routing is None else replace(policy, routing=get_routing(routing))
+
+
+def _explaining(admission: AdmissionPolicy) -> AdmissionPolicy:
+    if not _has_field(admission, "explain_lines"):
+        return admission
+    explaining: AdmissionPolicy = cast(Any, replace)(admission, explain_lines=True)
+    return explaining
 
 
 def _has_field(part: object, name: str) -> bool:
