@@ -20,8 +20,8 @@ SIMULATED = """## What is simulated, what is real
   public files were given.
 * A planner decides at the next step boundary with the state that boundary will have; a real controller decides a
   network hop earlier, on the state of the last event.
-* Best-effort work runs on after the last arrival until all of it has finished; it never counts as attained unless it
-  was promised again while its deadlines could still be met.
+* Best-effort work runs on after the last arrival until all of it has finished; what was never promised counts as
+  attained where it kept every deadline all the same.
 * The ten-minute rule lays shifted copies of the slice over each other where one copy would be over too soon, and that
   smooths bursts: whoever reaches a high total rate in coding is then measured on calmer traffic than who does not.
 * DistServe needs two or three GPUs where the others have one. Its rate is per GPU, but its cluster is larger: a burst
