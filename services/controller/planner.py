@@ -57,7 +57,7 @@ class Planner:
 
         First where a plan has room for one beside all that is served by deadlines, else where most hope is.
         """
-        if self.policy.hope is None or not requests:
+        if self.policy.hope is None:
             return
         if len(replicas) > 1:
             requests = [request for request, _ in self._ask(requests, replicas, place, self.policy.hope)]
@@ -73,6 +73,8 @@ class Planner:
         place: Callable[[LiveRequest, Target], None],
         admission: AdmissionPolicy,
     ) -> list[tuple[LiveRequest, str]]:
+        if not requests:
+            return []  # gentle promises often take everybody, and views of all replicas are not free
         now_s = time.monotonic()
         targets, routing = Targets(replicas, requests), self.policy.routing
         hops = {
