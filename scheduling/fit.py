@@ -87,18 +87,23 @@ def _fit_lines(shapes: FloatArray, times: FloatArray, count: int) -> FloatArray 
 
 
 def _nnls_relative(shapes: FloatArray, times: FloatArray) -> FloatArray:
-    """Minimise sum((predicted / measured - 1)^2) with coefficients >= 0, then trim outliers once.
-
-    Pauses of the machine make a few steps far too long; they say nothing of the batch, so residuals beyond five
-    median absolute deviations are left out of a second pass.
-    """
+    """Minimise sum((predicted / measured - 1)^2) with coefficients >= 0, then trim outliers once."""
     weighted = shapes / times[:, None]
     solution = nnls(weighted, np.ones(len(times)))
-    residual = np.abs(weighted @ solution - 1.0)
-    keep = residual <= 5.0 * max(float(np.median(residual)), 1e-6)
+    keep = typical(weighted @ solution - 1.0, 1e-6)
     if keep.sum() >= max(_MIN_LINE_SAMPLES, len(LINE_TERMS)) and not keep.all():
         solution = nnls(weighted[keep], np.ones(int(keep.sum())))
     return solution
+
+
+def typical(errors: FloatArray, floor: float) -> npt.NDArray[np.bool_]:
+    """Which errors lie within five times their median size, or within floor where that is less.
+
+    Pauses of the machine make a few steps far too long; they say nothing of the batch, so a second pass leaves them
+    out.
+    """
+    size = np.abs(errors)
+    return np.asarray(size <= 5.0 * max(float(np.median(size)), floor))
 
 
 def nnls(matrix: FloatArray, target: FloatArray) -> FloatArray:

@@ -34,64 +34,67 @@ class Route:
         return self.decode if self.prefill is None else self.prefill
 
 
-def routes(
-    views: Sequence[ReplicaView], can_pair: Callable[[int, int], bool] = lambda prefill, decode: True
-) -> tuple[list[Route], list[Route]]:
-    """Return the routes that routing orders, and those that are asked when these decline.
+class Routes:
+    """The routes over a fleet, as one decision sees them.
 
     Co-located replicas stand beside pairs. Each prefill worker is paired with the least loaded decode worker that is
     not taken yet, and as a second choice with the next one. A worker with one role serves a request alone where it
-    has no counterpart, or when no pair can promise it. can_pair(prefill, decode): whether these two can exchange KV.
-    """
-    prefills = [k for k, view in enumerate(views) if view.role == "prefill"]
-    decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: load(views[k]))
-    takers = {k: [d for d in decodes if can_pair(k, d)] for k in prefills}
-    can_send = [k for k in prefills if takers[k]]
-    wholes = [Route(k) for k, view in enumerate(views) if view.role == "both"]
-    alone = [Route(k) for k in (*decodes, *prefills)]
-    if not can_send:
-        return wholes + alone, []
-    pairs, others = (
-        [Route(takers[k][(index + shift) % len(takers[k])], k) for index, k in enumerate(can_send)] for shift in (0, 1)
-    )
-    return wholes + pairs, [route for route in others[:2] if route not in pairs] + alone[:2]
-
-
-def ask_order(
-    now_s: float,
-    candidate: Candidate,
-    views: Sequence[ReplicaView],
-    ordered: Sequence[Route],
-    last: Sequence[Route],
-    routing: RoutingPolicy,
-) -> list[Route]:
-    """Return the routes in the order in which one candidate asks them.
-
-    Whoever holds a good part of the prompt and can decode is asked first: what is left to compute there is less than
-    what any other worker would have to compute or send. Then comes routing's order, then those that are asked last.
-    """
-    order = [ordered[k] for k in routing.order(now_s, candidate, [views[route.first] for route in ordered])]
-    holders = _holders(candidate, views)
-    found = [Route(k) for k in holders]
-    found += [route for route in (*order, *last) if route not in found]
-    return found
-
-
-def hopeful_route(candidate: Candidate, views: Sequence[ReplicaView], ordered: Sequence[Route]) -> Route | None:
-    """Where a request that no plan has room for is likeliest to be in time; None without a replica that does both.
-
-    Least prompt work goes first there: what is ahead of it, of all that is served by deadlines, and its own. Over a
-    pair KV that no plan has room for would be in the way of promises.
+    has no counterpart, or when no pair can promise it.
     """
 
-    def tokens(route: Route) -> int:
-        view = views[route.decode]
-        table, used = view.table, view.table.high_water
-        by_deadline = table.active[:used] & (table.standard[:used] | table.hopeful[:used])
-        own = candidate.prompt_tokens - view.cached_tokens.get(candidate.request_id, 0)
-        return int(table.prefill_remaining[:used][by_deadline].sum()) + own
+    ordered: list[Route]
+    """Those that routing orders."""
+    last: list[Route]
+    """Those that are asked when all others decline."""
 
-    return min((route for route in ordered if route.prefill is None), key=tokens, default=None)
+    def __init__(
+        self, views: Sequence[ReplicaView], can_pair: Callable[[int, int], bool] = lambda prefill, decode: True
+    ) -> None:
+        """can_pair(prefill, decode): whether these two can exchange KV."""
+        prefills = [k for k, view in enumerate(views) if view.role == "prefill"]
+        decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: load(views[k]))
+        takers = {k: [d for d in decodes if can_pair(k, d)] for k in prefills}
+        can_send = [k for k in prefills if takers[k]]
+        wholes = [Route(k) for k, view in enumerate(views) if view.role == "both"]
+        alone = [Route(k) for k in (*decodes, *prefills)]
+        if not can_send:
+            self.ordered, self.last = wholes + alone, []
+            return
+        pairs, others = (
+            [Route(takers[k][(index + shift) % len(takers[k])], k) for index, k in enumerate(can_send)]
+            for shift in (0, 1)
+        )
+        self.ordered = wholes + pairs
+        self.last = [route for route in others[:2] if route not in pairs] + alone[:2]
+
+    def ask_order(
+        self, now_s: float, candidate: Candidate, views: Sequence[ReplicaView], routing: RoutingPolicy
+    ) -> list[Route]:
+        """Return the routes in the order in which one candidate asks them; views: with what they hold of its prompt.
+
+        Whoever holds a good part of the prompt and can decode is asked first: what is left to compute there is less
+        than what any other worker would have to compute or send. Then comes routing's order, then the last.
+        """
+        order = routing.order(now_s, candidate, [views[route.first] for route in self.ordered])
+        found = [Route(k) for k in _holders(candidate, views)]
+        found += [route for route in (*(self.ordered[k] for k in order), *self.last) if route not in found]
+        return found
+
+    def hopeful(self, candidate: Candidate, views: Sequence[ReplicaView]) -> Route | None:
+        """Where a request that no plan has room for is likeliest to be in time; None without a replica that does both.
+
+        Least prompt work goes first there: what is ahead of it, of all that is served by deadlines, and its own. Over
+        a pair KV that no plan has room for would be in the way of promises.
+        """
+
+        def tokens(route: Route) -> int:
+            view = views[route.decode]
+            table, used = view.table, view.table.high_water
+            by_deadline = table.active[:used] & (table.standard[:used] | table.hopeful[:used])
+            own = candidate.prompt_tokens - view.cached_tokens.get(candidate.request_id, 0)
+            return int(table.prefill_remaining[:used][by_deadline].sum()) + own
+
+        return min((route for route in self.ordered if route.prefill is None), key=tokens, default=None)
 
 
 def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:

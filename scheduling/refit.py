@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduling.fit import evaluate, nnls
+from scheduling.fit import evaluate, nnls, typical
 from scheduling.margin import bucket
 from scheduling.request_table import FloatArray
 from scheduling.time_model import BatchShape, TimeModel
@@ -108,9 +108,7 @@ class OnlineFit:
         parts = shapes * lines[binding] / seconds[:, None]
         common = 1.0 / float(np.median(parts.sum(axis=1)))
         factors = self._drawn_to(common, parts)
-        # Pauses of the machine say nothing of the batch: a second pass leaves them out.
-        off = np.abs(parts @ factors - 1.0)
-        return self._drawn_to(common, parts[off <= 5.0 * max(float(np.median(off)), 1e-3)])
+        return self._drawn_to(common, parts[typical(parts @ factors - 1.0, 1e-3)])
 
     def _drawn_to(self, common: float, parts: FloatArray) -> FloatArray:
         """Least squares of parts @ factors against 1, and of the factors against the common one."""

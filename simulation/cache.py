@@ -62,7 +62,7 @@ class Origin:
 
 def key(spec: RunSpec) -> str:
     """Equal for runs that must give equal results."""
-    return _digest(*astuple(origin(spec)))[:32]
+    return digest(*astuple(origin(spec)))[:32]
 
 
 def origin(spec: RunSpec) -> Origin:
@@ -71,17 +71,18 @@ def origin(spec: RunSpec) -> Origin:
     described["data"] = "public files" if spec.data else None
     path = FOLDER / f"{spec.profile}.json"
     profile = (path if path.is_file() else Path(spec.profile)).read_text()
-    what = _digest(json.dumps(described, sort_keys=True, default=str), profile)
+    what = digest(json.dumps(described, sort_keys=True, default=str), profile)
     return Origin(what[:12], policy_version(spec.cluster.policy, spec.cluster.learn_margin), version(ENTRY))
 
 
 def policy_version(policy: str, learns_margin: bool) -> str:
     """Digest of a policy's code, and of what learns its margin where one is learned."""
     own = version(POLICIES.get(policy, policy))
-    return _digest(own, version(MARGINS))[:12] if learns_margin else own
+    return digest(own, version(MARGINS))[:12] if learns_margin else own
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """SHA-256 of texts, one after the other, hexadecimal."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode())
@@ -92,7 +93,7 @@ def _digest(*texts: str) -> str:
 def version(entry: str) -> str:
     """Digest of the code of a module of ours and of all those that it imports, directly or not."""
     fitted = (Path(__file__).parent / "scenarios" / "fitted.json").read_text()
-    return _digest(json.dumps([sorted(modules(entry).items()), fitted]))[:12]
+    return digest(json.dumps([sorted(modules(entry).items()), fitted]))[:12]
 
 
 def modules(entry: str) -> dict[str, str]:
@@ -105,7 +106,7 @@ def modules(entry: str) -> dict[str, str]:
         if path is None or (name := str(path.relative_to(ROOT))) in seen:
             continue
         text = path.read_text()
-        seen[name] = _digest(_code(text))
+        seen[name] = digest(_code(text))
         waiting.extend(_imports(text))
     return seen
 

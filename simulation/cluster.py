@@ -211,7 +211,9 @@ class Cluster:
             if self.requests.replica[replica.row_of(int(slot))] == IN_TRANSIT:
                 continue
             generated = int(table.generated[slot])
-            table.remaining_output[slot] = self.controller.expected_output(replica.row_of(int(slot)), generated)
+            table.remaining_output[slot] = self.controller.candidates.expected_output(
+                replica.row_of(int(slot)), generated
+            )
 
     def _too_late(self, now_s: float) -> bool:
         self._next_late_check_s = now_s + LATE_CHECK_S

@@ -10,38 +10,26 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.kernels.jit import kernel
-from scheduling.request_table import CONTEXT, KV_BLOCKS, NEXT_DEADLINE, BoolArray, FloatArray, IntArray
-from simulation.engine_step import ROW, SeedState, deliver, execute
+from scheduling.request_table import CONTEXT, KV_BLOCKS, NEXT_DEADLINE, IntArray
+from simulation.engine_step import ROW, Engine, Tokens, deliver, execute
 
 
 @kernel
 def execute_decodes(
     now: float,
     until: float,
-    lines: FloatArray,
-    block: int,
     free: int,
-    acceptance: float,
-    ints: IntArray,
-    floats: FloatArray,
-    flags: BoolArray,
-    side: IntArray,
+    engine: Engine,
+    tokens: Tokens,
     decode_slots: IntArray,
     spec_tokens: IntArray,
-    seed: SeedState,
-    emitted: IntArray,
-    finished: IntArray,
-    late: BoolArray,
-    counters: IntArray,
-    times: FloatArray,
-    offsets: IntArray,
-    produced: IntArray,
 ) -> tuple[float, float, int, int, int, int]:
     """Steps from now on; the tokens of all but the last are delivered.
 
     Returns start and end of the last step, the count of steps, and as `execute` the last step's tokens' slots,
     finished slots, and free blocks.
     """
+    ints, floats = engine.ints, engine.floats
     nothing = np.empty(0, np.int64)
     overdue = np.empty(len(decode_slots), np.bool_)
     steps = 0
@@ -49,27 +37,7 @@ def execute_decodes(
         for i in range(len(decode_slots)):
             overdue[i] = floats[NEXT_DEADLINE, decode_slots[i]] < now
         end, emissions, done, free = execute(
-            now,
-            1.0,
-            lines,
-            block,
-            free,
-            acceptance,
-            ints,
-            floats,
-            flags,
-            side,
-            decode_slots,
-            spec_tokens,
-            nothing,
-            nothing,
-            nothing,
-            nothing,
-            seed,
-            emitted,
-            finished,
-            late,
-            counters,
+            now, 1.0, free, engine, decode_slots, spec_tokens, nothing, nothing, nothing, nothing
         )
         steps += 1
         if done > 0 or end >= until or end <= now:
@@ -79,10 +47,10 @@ def execute_decodes(
         for i in range(len(decode_slots)):
             slot = decode_slots[i]
             changed |= floats[NEXT_DEADLINE, slot] < end and not overdue[i]
-            blocks = (ints[CONTEXT, slot] + max(spec_tokens[i], 1) + block - 1) // block
+            blocks = (ints[CONTEXT, slot] + max(spec_tokens[i], 1) + engine.block - 1) // engine.block
             wanted += max(0, blocks - ints[KV_BLOCKS, slot])
         if changed or wanted > free:
             break
-        deliver(end, emitted, emissions, side[ROW][emitted[0, :emissions]], times, offsets, produced)
+        deliver(end, engine.emitted, engine.side[ROW][engine.emitted[0, :emissions]], tokens)
         now = end
     return now, end, steps, emissions, done, free

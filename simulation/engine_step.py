@@ -6,6 +6,8 @@ step, as an engine must, and counts it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,35 +45,53 @@ SHORTAGES, PREFILL_TOKENS, DECODES, REBUILT_TOKENS, NEW_TOKENS = 0, 1, 2, 3, 4
 COUNTERS = 5
 
 
+class Engine(NamedTuple):
+    """What steps run on: constants, and arrays that they change.
+
+    lines: true step times (scheduling.time_model). block: tokens. ints, floats, flags: columns of the table, side: the
+    array beside it. emitted (2, capacity): slot and count of those that got tokens in the last step; finished: slots
+    whose output is complete. late: by workload row, set when a token comes after it is due (strict).
+    """
+
+    lines: FloatArray
+    block: int
+    acceptance: float
+    ints: IntArray
+    floats: FloatArray
+    flags: BoolArray
+    side: IntArray
+    seed: SeedState
+    emitted: IntArray
+    finished: IntArray
+    late: BoolArray
+    counters: IntArray
+
+
+class Tokens(NamedTuple):
+    """When tokens came, of all requests: times holds those of a workload row from offsets[row] on, produced[row]."""
+
+    times: FloatArray
+    offsets: IntArray
+    produced: IntArray
+
+
 @kernel
 def execute(
     now: float,
     noise: float,
-    lines: FloatArray,
-    block: int,
     free: int,
-    acceptance: float,
-    ints: IntArray,
-    floats: FloatArray,
-    flags: BoolArray,
-    side: IntArray,
+    engine: Engine,
     decode_slots: IntArray,
     spec_tokens: IntArray,
     prefill_slots: IntArray,
     prefill_tokens: IntArray,
     preempt_slots: IntArray,
     relegate_slots: IntArray,
-    seed: SeedState,
-    emitted: IntArray,
-    finished: IntArray,
-    late: BoolArray,
-    counters: IntArray,
 ) -> tuple[float, int, int, int]:
-    """Run one step on the table; returns when it ends, tokens' slots, finished slots, and free blocks.
-
-    emitted (2, capacity): slot and count of those that got tokens; finished: slots whose output is complete.
-    late: by workload row, set when a token comes after it is due (strict).
-    """
+    """Run one step on the table; returns when it ends, tokens' slots, finished slots, and free blocks."""
+    lines, block = engine.lines, engine.block
+    ints, floats, flags, side = engine.ints, engine.floats, engine.flags, engine.side
+    emitted, finished, late, counters = engine.emitted, engine.finished, engine.late, engine.counters
     for slot in relegate_slots:
         flags[STANDARD, slot] = False
         flags[HOPEFUL, slot] = False
@@ -138,7 +158,7 @@ def execute(
             continue
         slot = decode_slots[i]
         count = 1
-        while count < decode_runs[i] and _uniform(seed) < acceptance:
+        while count < decode_runs[i] and _uniform(engine.seed) < engine.acceptance:
             count += 1
         count = min(count, side[LEFT, slot])
         for _ in range(count):
@@ -193,21 +213,13 @@ def _advance(ints: IntArray, floats: FloatArray, side: IntArray, slot: int) -> N
 
 
 @kernel
-def deliver(
-    at: float,
-    emitted: IntArray,
-    emissions: int,
-    rows: IntArray,
-    times: FloatArray,
-    offsets: IntArray,
-    produced: IntArray,
-) -> None:
-    """Write the time of every token of a step that ended; times holds each row's tokens from offsets[row] on."""
-    for i in range(emissions):
+def deliver(at: float, emitted: IntArray, rows: IntArray, tokens: Tokens) -> None:
+    """Write the time of every token of a step that ended: of these workload rows, emitted[1] each."""
+    for i in range(len(rows)):
         row = rows[i]
         for _ in range(emitted[1, i]):
-            times[offsets[row] + produced[row]] = at
-            produced[row] += 1
+            tokens.times[tokens.offsets[row] + tokens.produced[row]] = at
+            tokens.produced[row] += 1
 
 
 @kernel

@@ -7,6 +7,8 @@ number is the same as with single steps.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from scheduling.batching import DeadlineBatching, settings_array
@@ -26,16 +28,41 @@ from scheduling.request_table import (
     IntArray,
 )
 from scheduling.time_model import TimeModel
-from simulation.engine_step import ROW, SeedState, deliver, execute
+from scheduling.types import EngineLimits
+from simulation.engine_step import ROW, Engine, Tokens, deliver, execute
 
 
-def rules(batching: BatchPolicy, model: TimeModel) -> tuple[FloatArray, float] | None:
-    """Settings and longest batch of the paper's rule (0: the default one) for run_planned; None where it cannot."""
+class Planner(NamedTuple):
+    """How batches are planned: the rule's settings, its longest batch where it is the paper's (0: ours), and limits."""
+
+    settings: FloatArray
+    longest_s: float
+    lines: FloatArray
+    margin: float
+    max_tokens: float
+    max_requests: float
+    total_blocks: int
+    max_spec: int
+
+
+def planner(batching: BatchPolicy, model: TimeModel, limits: EngineLimits) -> Planner | None:
+    """The planner of run_planned that plans as this policy does; None where there is none."""
     if isinstance(batching, DeadlineBatching):
-        return settings_array(batching.settings), 0.0
-    if isinstance(batching, PaperBatching):
-        return settings_array(batching.settings), batching.cap_s(model)
-    return None
+        longest_s = 0.0
+    elif isinstance(batching, PaperBatching):
+        longest_s = batching.cap_s(model)
+    else:
+        return None
+    return Planner(
+        settings_array(batching.settings),
+        longest_s,
+        model.array,
+        model.margin,
+        float(limits.max_batch_tokens),
+        float(limits.max_batch_requests),
+        limits.total_blocks,
+        limits.max_spec_tokens,
+    )
 
 
 @kernel
@@ -45,58 +72,38 @@ def run_planned(
     most_steps: int,
     unestimated: bool,
     room_below: int,
-    settings: FloatArray,
-    longest: float,
-    planned_lines: FloatArray,
-    margin: float,
-    max_tokens: float,
-    max_requests: float,
-    total_blocks: int,
-    max_spec: int,
-    lines: FloatArray,
-    block: int,
     free: int,
-    acceptance: float,
-    ints: IntArray,
-    floats: FloatArray,
-    flags: BoolArray,
     used: int,
-    side: IntArray,
-    seed: SeedState,
-    emitted: IntArray,
-    finished: IntArray,
-    late: BoolArray,
-    counters: IntArray,
-    times: FloatArray,
-    offsets: IntArray,
-    produced: IntArray,
+    planner: Planner,
+    engine: Engine,
+    tokens: Tokens,
 ) -> tuple[float, float, float, int, int, int, int, int]:
     """Steps from now on, at most most_steps; the tokens of all but the last are delivered.
 
     unestimated: end with the first step if it leaves a request that was expected to have finished. room_below: end
-    once fewer best-effort requests than this have yet to start (0: whatever they do).
+    once fewer best-effort requests than this have yet to start (0: whatever they do). used: the table's high water.
 
     Returns start, end and predicted duration of the last step, the count of steps, and as `execute` the last step's
     tokens' slots, finished slots, and free blocks; last, the fewest blocks that were free after any step.
     """
+    ints, floats, flags = engine.ints, engine.floats, engine.flags
     steps = 0
     fewest = free
     while True:
-        if longest > 0.0:
+        if planner.longest_s > 0.0:
             decodes, prefills, chunks, preempted, relegated, predicted = plan_paper_step(
-                ints, floats, flags, used, now, free, planned_lines, margin, settings, longest, max_tokens,
-                max_requests, block, total_blocks,
+                ints, floats, flags, used, now, free, planner.lines, planner.margin, planner.settings,
+                planner.longest_s, planner.max_tokens, planner.max_requests, engine.block, planner.total_blocks,
             )  # fmt: skip
             verified = np.ones(len(decodes), np.int64)
         else:
             decodes, verified, prefills, chunks, preempted, relegated, predicted = plan_step(
-                ints, floats, flags, used, now, free, planned_lines, margin, settings, max_tokens, max_requests,
-                block, total_blocks, max_spec,
+                ints, floats, flags, used, now, free, planner.lines, planner.margin, planner.settings,
+                planner.max_tokens, planner.max_requests, engine.block, planner.total_blocks, planner.max_spec,
             )  # fmt: skip
         end, emissions, done, free = execute(
-            now, 1.0, lines, block, free, acceptance, ints, floats, flags, side, decodes, verified, prefills, chunks,
-            preempted, relegated, seed, emitted, finished, late, counters,
-        )  # fmt: skip
+            now, 1.0, free, engine, decodes, verified, prefills, chunks, preempted, relegated
+        )
         fewest = min(fewest, free)
         if end <= now:
             break
@@ -107,7 +114,7 @@ def run_planned(
             break
         if room_below > 0 and unstarted(ints, flags, used) < room_below:
             break
-        deliver(end, emitted, emissions, side[ROW][emitted[0, :emissions]], times, offsets, produced)
+        deliver(end, engine.emitted, engine.side[ROW][engine.emitted[0, :emissions]], tokens)
         now = end
     return now, end, predicted, steps, emissions, done, free, fewest
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.policy import BatchPlan, BatchPolicy, ReplicaView
-from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
+from scheduling.policy import BatchPolicy, ReplicaView
+from scheduling.request_table import FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from simulation import engine_step, planned_run
 from simulation.decode_run import execute_decodes
@@ -157,20 +157,47 @@ class Replica:
         together = now_s < leave.until_s and self._noise == 0.0
         # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
         alone = together and self.role == "both"
-        rules = planned_run.rules(batching, self.planner_model) if alone else None
-        if rules is not None:
-            began, end, predicted_s, steps, emissions, done, free, fewest = self._planned_run(
-                now_s, rules, requests, leave
+        planner = planned_run.planner(batching, self.planner_model, self.limits) if alone else None
+        if planner is not None:
+            began, end, predicted_s, steps, emissions, done, free, fewest = planned_run.run_planned(
+                now_s,
+                leave.until_s,
+                *self._until_corrected(leave),
+                leave.room_below,
+                self.free_blocks,
+                self.table.high_water,
+                planner,
+                self._engine(requests),
+                requests.tokens,
             )
         else:
             plan = batching.plan(now_s, self.table, self.free_blocks, self.planner_model, self.limits)
             predicted_s = plan.predicted_s
             only_decodes = len(plan.decode_slots) == len(self.table) and not len(plan.relegate_slots)
             if together and only_decodes and leave.repeats_decodes:
-                began, end, steps, emissions, done, free = self._decode_run(now_s, leave.until_s, plan, requests)
+                began, end, steps, emissions, done, free = execute_decodes(
+                    now_s,
+                    leave.until_s,
+                    self.free_blocks,
+                    self._engine(requests),
+                    requests.tokens,
+                    plan.decode_slots,
+                    plan.spec_tokens,
+                )
             else:
                 began, steps = now_s, 1
-                end, emissions, done, free = self._execute(now_s, plan, requests.late)
+                end, emissions, done, free = engine_step.execute(
+                    now_s,
+                    self._next_noise(),
+                    self.free_blocks,
+                    self._engine(requests),
+                    plan.decode_slots,
+                    plan.spec_tokens,
+                    plan.prefill_slots,
+                    plan.prefill_tokens,
+                    plan.preempt_slots,
+                    plan.relegate_slots,
+                )
             fewest = free
         self.free_blocks = free
         if self.free_blocks < 0:
@@ -196,96 +223,31 @@ class Replica:
         )
         return self.step, finished
 
-    def _planned_run(
-        self, now_s: float, rules: tuple[FloatArray, float], requests: Requests, leave: Undisturbed
-    ) -> tuple[float, float, float, int, int, int, int, int]:
-        # What other replicas teach about lengths must be known when estimates are corrected: such a step comes first.
+    def _until_corrected(self, leave: Undisturbed) -> tuple[int, bool]:
+        """Steps that may run in one go, and whether the first of them is one after which estimates are corrected.
+
+        What other replicas teach about lengths must be known when estimates are corrected: such a step comes first.
+        """
         every = leave.estimated_every
-        corrected = every > 0 and (self.steps + 1) % every == 0
-        most_steps = every - 1 - self.steps % every if every and not corrected else every or UNBOUNDED
-        table, limits, model = self.table, self.limits, self.planner_model
-        return planned_run.run_planned(
-            now_s,
-            leave.until_s,
-            most_steps,
-            corrected,
-            leave.room_below,
-            *rules,
-            model.array,
-            model.margin,
-            float(limits.max_batch_tokens),
-            float(limits.max_batch_requests),
-            limits.total_blocks,
-            limits.max_spec_tokens,
+        if not every:
+            return UNBOUNDED, False
+        to_go = every - 1 - self.steps % every
+        return (to_go, False) if to_go else (every, True)
+
+    def _engine(self, requests: Requests) -> engine_step.Engine:
+        table = self.table
+        return engine_step.Engine(
             self._lines,
-            limits.block_size,
-            self.free_blocks,
+            self.limits.block_size,
             self.acceptance,
             table.ints,
             table.floats,
             table.flags,
-            table.high_water,
             self._side,
             self._seed,
             self._emitted,
             self._finished,
             requests.late,
-            self.counters,
-            requests.times,
-            requests.offsets,
-            requests.produced,
-        )
-
-    def _decode_run(
-        self, now_s: float, until_s: float, plan: BatchPlan, requests: Requests
-    ) -> tuple[float, float, int, int, int, int]:
-        table = self.table
-        return execute_decodes(
-            now_s,
-            until_s,
-            self._lines,
-            self.limits.block_size,
-            self.free_blocks,
-            self.acceptance,
-            table.ints,
-            table.floats,
-            table.flags,
-            self._side,
-            plan.decode_slots,
-            plan.spec_tokens,
-            self._seed,
-            self._emitted,
-            self._finished,
-            requests.late,
-            self.counters,
-            requests.times,
-            requests.offsets,
-            requests.produced,
-        )
-
-    def _execute(self, now_s: float, plan: BatchPlan, late: BoolArray) -> tuple[float, int, int, int]:
-        table = self.table
-        return engine_step.execute(
-            now_s,
-            self._next_noise(),
-            self._lines,
-            self.limits.block_size,
-            self.free_blocks,
-            self.acceptance,
-            table.ints,
-            table.floats,
-            table.flags,
-            self._side,
-            plan.decode_slots,
-            plan.spec_tokens,
-            plan.prefill_slots,
-            plan.prefill_tokens,
-            plan.preempt_slots,
-            plan.relegate_slots,
-            self._seed,
-            self._emitted,
-            self._finished,
-            late,
             self.counters,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from scheduling.deadlines import class_ttft_s
 from scheduling.request_table import BoolArray, FloatArray, IntArray
 from scheduling.types import Slo
+from simulation.engine_step import Tokens
 from simulation.profiles import Profile
 from simulation.workload import Workload
 
@@ -90,6 +91,11 @@ class Requests:
         """The request's SLO, as its client is owed it."""
         slo = self.slo(row)
         return replace(slo, ttft_s=slo.ttft_s + self.relay_s)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Where engines write the times of tokens."""
+        return Tokens(self.times, self.offsets, self.produced)
 
     def token_times(self, row: int) -> FloatArray:
         """When each output token so far came."""

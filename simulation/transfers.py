@@ -131,7 +131,7 @@ class Transfers:
             context=prompt - 1,
             kv_blocks=coming.blocks,
             answer_tpot_s=float(requests.tpot_s[row]),
-            remaining_output=self._cluster.controller.expected_output(row, 0),
+            remaining_output=self._cluster.controller.candidates.expected_output(row, 0),
             max_remaining_output=max(1, int(requests.max_output[row])),
             value=workload.classes[workload.class_index[row]].value,
             arrival_s=float(requests.arrival_s[row]),
@@ -208,7 +208,7 @@ class Transfers:
                 if not self._has_room(target, hand_over):
                     break
                 queue.remove(hand_over)
-                cached = self._cluster.controller.cached(hand_over.row, target)
+                cached = self._cluster.controller.candidates.cached(hand_over.row, target)
                 if cached:
                     target.cache.take(int(self._cluster.workload.session[hand_over.row]))
                 target.free_blocks -= hand_over.blocks
@@ -243,7 +243,7 @@ class Transfers:
                 generated=generated,
                 next_deadline_s=hand_over.next_deadline_s,
                 answer_tpot_s=float(requests.tpot_s[row]),
-                remaining_output=cluster.controller.expected_output(row, generated),
+                remaining_output=cluster.controller.candidates.expected_output(row, generated),
                 max_remaining_output=max(1, int(requests.max_output[row]) - generated),
                 arrival_s=float(requests.arrival_s[row]),
                 accept_rate=replica.acceptance,

@@ -12,14 +12,15 @@ import numpy as np
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import holds_memory
 from scheduling.kernels.peak import by_remaining_output, peak_blocks
-from scheduling.kernels.promised import alone_s
+from scheduling.kernels.promised import in_time_alone
 from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
-from scheduling.kernels.rows import ABSENT, CTX, DUE, EPS, OUT, REM, ROWS, gather, prefill_order
+from scheduling.kernels.rows import ABSENT, DUE, OUT, REM, ROWS, prefill_order
+from scheduling.kernels.shed import largest_prefill
 from scheduling.request_table import ACTIVE, HOPEFUL, KV_BLOCKS, STANDARD, VALUE, BoolArray, FloatArray, IntArray
 
 
 @kernel
-def hopeful_slots(
+def keep_hopeful(
     ints: IntArray,
     floats: FloatArray,
     flags: BoolArray,
@@ -28,31 +29,16 @@ def hopeful_slots(
     bare: FloatArray,
     max_tokens: float,
     load: FloatArray,
-    given_up: BoolArray,
-) -> IntArray:
-    """Slots of the hopeful whose next token can be in time if they wait for nobody; the others are given up."""
-    slots = np.empty(used, np.int64)
-    n = 0
-    for slot in range(used):
-        if flags[ACTIVE, slot] and flags[HOPEFUL, slot] and not flags[STANDARD, slot]:
-            slots[n] = slot
-            n += 1
-    if n == 0:
-        return slots[:0]
-    state = gather(slots[:n], ints, floats, 0)
-    kept = 0
-    for i in range(n):
-        if now + alone_s(state[REM, i], state[CTX, i], bare, max_tokens, load) > state[DUE, i] + EPS:
-            given_up[slots[i]] = True
-        else:
-            slots[kept] = slots[i]
-            kept += 1
-    return slots[:kept].copy()
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """Split the hopeful requests as keep_promised does the promised ones: (slots, their state, slots given up)."""
+    slots = np.flatnonzero(flags[ACTIVE, :used] & flags[HOPEFUL, :used] & ~flags[STANDARD, :used])
+    return in_time_alone(slots, ints, floats, now, bare, max_tokens, load)
 
 
 @kernel
 def join_hopeful(
     hopeful: IntArray,
+    hopes: FloatArray,
     slots: IntArray,
     state: FloatArray,
     ints: IntArray,
@@ -71,8 +57,8 @@ def join_hopeful(
 ) -> tuple[IntArray, FloatArray]:
     """Slots and state of the promised requests, then of the hopeful that can be kept beside them.
 
-    Whoever cannot is marked in given_up. Whoever waits for memory is left out of this step, and so is everybody while
-    the promised requests do not look feasible by themselves.
+    hopes: state of the hopeful, state: of the promised. Whoever cannot is marked in given_up. Whoever waits for memory
+    is left out of this step, and so is everybody while the promised requests do not look feasible by themselves.
     """
     n, count = len(slots), len(slots) + len(hopeful)
     joint_slots = np.empty(count, np.int64)
@@ -80,7 +66,7 @@ def join_hopeful(
     joint_slots[n:] = hopeful
     joint = np.empty((ROWS, count))
     joint[:, :n] = state
-    joint[:, n:] = gather(hopeful, ints, floats, 0)
+    joint[:, n:] = hopes
     joining = _start(joint_slots, joint, n, ints, flags, used, free_blocks, block_size, max_requests)
     order, m = prefill_order(joint, count, 0)
     chunks = np.zeros(m)
@@ -167,18 +153,10 @@ def _least_missed(
     When a prefill is late, the largest one per value among those due no later; else the decode with the most to come.
     Where there is no such one, any other: every request takes time.
     """
-    victim = -1
-    worst = -1.0
-    if verdict == LATE_PREFILL:
-        for at in range(m):
-            i = order[at]
-            if i >= n and joint[REM, i] > 0.0 and joint[REM, i] / floats[VALUE, slots[i]] > worst:
-                worst = joint[REM, i] / floats[VALUE, slots[i]]
-                victim = i
-            if i == bind:
-                break
+    victim = largest_prefill(slots, joint, n, floats, order, m, bind) if verdict == LATE_PREFILL else -1
     if victim >= 0:
         return victim
+    worst = -1.0
     for decodes in (True, False):
         for i in range(n, len(slots)):
             if joint[REM, i] < 0.0 or (joint[REM, i] == 0.0) != decodes:

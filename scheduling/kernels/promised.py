@@ -38,24 +38,19 @@ def alone_s(rem: float, ctx: float, lines: FloatArray, max_tokens: float, load: 
 
 
 @kernel
-def keep_promised(
+def in_time_alone(
+    slots: IntArray,
     ints: IntArray,
     floats: FloatArray,
-    flags: BoolArray,
-    used: int,
     now: float,
     bare: FloatArray,
     max_tokens: float,
     load: FloatArray,
 ) -> tuple[IntArray, FloatArray, IntArray]:
-    """Split the promised requests: (slots still in time, their state, slots that have missed or now must miss)."""
-    slots = np.empty(used, np.int64)
-    n = 0
-    for slot in range(used):
-        if flags[ACTIVE, slot] and flags[STANDARD, slot]:
-            slots[n] = slot
-            n += 1
-    state = gather(slots[:n], ints, floats, 0)
+    """Split requests: (slots whose next token is in time if they wait for nobody, their state, the other slots)."""
+    n = len(slots)
+    slots = slots.copy()
+    state = gather(slots, ints, floats, 0)
     missed = np.empty(n, np.int64)
     lost = 0
     kept = 0
@@ -70,6 +65,22 @@ def keep_promised(
                     state[row, kept] = state[row, i]
             kept += 1
     return slots[:kept], state[:, :kept].copy(), missed[:lost]
+
+
+@kernel
+def keep_promised(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    bare: FloatArray,
+    max_tokens: float,
+    load: FloatArray,
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """Split the promised requests: (slots still in time, their state, slots that have missed or now must miss)."""
+    slots = np.flatnonzero(flags[ACTIVE, :used] & flags[STANDARD, :used])
+    return in_time_alone(slots, ints, floats, now, bare, max_tokens, load)
 
 
 @kernel

@@ -10,7 +10,6 @@ import numpy as np
 
 from scheduling.kernels.jit import kernel
 from scheduling.request_table import (
-    ACTIVE,
     ANSWER_TPOT,
     CONTEXT,
     GENERATED,
@@ -18,9 +17,7 @@ from scheduling.request_table import (
     PREFILL_DEADLINE,
     PREFILL_REMAINING,
     REMAINING_OUTPUT,
-    STANDARD,
     TPOT,
-    BoolArray,
     FloatArray,
     IntArray,
 )
@@ -40,18 +37,6 @@ ROWS = 5
 
 EPS = 1e-9
 """Seconds: rounding of sums, never a tolerance of a deadline."""
-
-
-@kernel
-def standard_slots(ints: IntArray, flags: BoolArray, used: int) -> IntArray:
-    """Slots of the promised requests."""
-    slots = np.empty(used, np.int64)
-    n = 0
-    for slot in range(used):
-        if flags[ACTIVE, slot] and flags[STANDARD, slot]:
-            slots[n] = slot
-            n += 1
-    return slots[:n]
 
 
 @kernel

@@ -17,6 +17,23 @@ from scheduling.request_table import VALUE, BoolArray, FloatArray, IntArray
 
 
 @kernel
+def largest_prefill(
+    slots: IntArray, state: FloatArray, first: int, floats: FloatArray, order: IntArray, m: int, bind: int
+) -> int:
+    """Column of the largest remaining prefill per value due no later than `bind`, of columns from first on; or -1."""
+    victim = -1
+    worst = -1.0
+    for at in range(m):
+        i = order[at]
+        if i >= first and state[REM, i] > 0.0 and state[REM, i] / floats[VALUE, slots[i]] > worst:
+            worst = state[REM, i] / floats[VALUE, slots[i]]
+            victim = i
+        if i == bind:
+            break
+    return victim
+
+
+@kernel
 def shed_latest(
     slots: IntArray,
     floats: FloatArray,
@@ -45,23 +62,12 @@ def shed_latest(
         )
         if verdict == FEASIBLE:
             break
-        victim = -1
-        worst = -1.0
-        if verdict == LATE_PREFILL:
-            for at in range(m):
-                i = order[at]
-                if state[REM, i] > 0.0:
-                    weight = state[REM, i] / floats[VALUE, slots[i]]
-                    if weight > worst:
-                        worst = weight
-                        victim = i
-                if i == bind:
-                    break
-        else:
+        if verdict != LATE_PREFILL:
             _shed_decodes(
                 slots, floats, state, n, order, m, now, lines, caps, max_tokens, max_requests, chunks, load, relegated,
             )  # fmt: skip
             continue
+        victim = largest_prefill(slots, state, 0, floats, order, m, bind)
         if victim < 0:
             break
         state[REM, victim] = ABSENT

@@ -6,7 +6,7 @@ import numpy as np
 
 from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, commit_batch
 from scheduling.kernels.filler import batch_load, fill_best_effort
-from scheduling.kernels.hopeful import hopeful_slots, join_hopeful
+from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import extra_blocks, make_room
 from scheduling.kernels.promised import choose_batch, keep_promised
@@ -64,20 +64,15 @@ def plan_step(
     relegated = np.zeros(used, np.bool_)
     for slot in missed:
         relegated[slot] = True
-    hopeful = hopeful_slots(ints, floats, flags, used, now, bare, max_tokens, load, relegated)
+    hopeful, hopes, hopeless = keep_hopeful(ints, floats, flags, used, now, bare, max_tokens, load)
+    for slot in hopeless:
+        relegated[slot] = True
     if len(hopeful) > 0:
         slots, state = join_hopeful(
-            hopeful, slots, state, ints, floats, flags, used, now, free_blocks, block_size, lines, caps, max_tokens,
-            max_requests, load, relegated,
+            hopeful, hopes, slots, state, ints, floats, flags, used, now, free_blocks, block_size, lines, caps,
+            max_tokens, max_requests, load, relegated,
         )  # fmt: skip
         n = len(slots)
-    # Best-effort work may take the place of whoever has no claim.
-    claimed = np.zeros(used, np.bool_)
-    for slot in slots:
-        claimed[slot] = True
-    if n > 0:
-        for slot in hopeful:
-            claimed[slot] = not relegated[slot]
     order, m = prefill_order(state, n, 0)
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
@@ -110,8 +105,13 @@ def plan_step(
                 prefill_slots[prefills] = slots[order[at]]
                 prefill_tokens[prefills] = int(chunks[at])
                 prefills += 1
+    # Best-effort work may take the place of whoever has no claim.
+    claimed = np.zeros(used, np.bool_)
     for slot in slots:
-        claimed[slot] = claimed[slot] and not relegated[slot]
+        claimed[slot] = not relegated[slot]
+    if n > 0:
+        for slot in hopeful:
+            claimed[slot] = not relegated[slot]
     free, decodes, prefills = make_room(
         ints, floats, flags, used, claimed, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,

@@ -17,10 +17,12 @@ def policy(
     best_effort_floor: float = 0.02,
     headroom: Headroom | None = None,
     settings: BatchSettings | None = None,
+    hopeful: bool = True,
 ) -> Policy:
     """Bundle; max_labels bounds the search, best_effort_floor is the share of time kept for best-effort work.
 
-    headroom: what is kept for requests to come.
+    headroom: what is kept for requests to come. hopeful: declined requests that can still be in time are served by
+    their deadlines in what promises leave; otherwise they wait as best effort (an ablation).
     """
     chosen = settings or BatchSettings()
     admission = ExactAdmission(max_labels, chosen, best_effort_floor, headroom or Headroom())
@@ -30,6 +32,6 @@ def policy(
         admission,
         DeadlineBatching(chosen, best_effort_floor),
         routing("sequential"),
-        gentle=replace(admission, beside_hopeful=True),
-        hope=ExactAdmission(0, chosen, beside_hopeful=True),
+        gentle=replace(admission, beside_hopeful=True) if hopeful else None,
+        hope=ExactAdmission(0, chosen, beside_hopeful=True) if hopeful else None,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from scheduling.asking import ask
 from scheduling.pairs import decide_pair, taking_in_s
 from scheduling.policy import AdmissionPolicy, Policy
 from scheduling.promotion import promote
@@ -77,30 +77,20 @@ class Planner:
             return []  # gentle promises often take everybody, and views of all replicas are not free
         now_s = time.monotonic()
         targets, routing = Targets(replicas, requests), self.policy.routing
-        hops = {
-            request.request_id: deque(targets.ask_order(now_s, self._candidate(request), routing))
-            for request in requests
-        }
-        reasons = {request.request_id: "no replica was asked" for request in requests}
-        asking, declined = list(requests), []
-        while asking:
-            groups: dict[Target, list[LiveRequest]] = {}
-            for request in asking:
-                if hops[request.request_id]:
-                    groups.setdefault(hops[request.request_id].popleft(), []).append(request)
-                else:
-                    declined.append((request, reasons[request.request_id]))
-            asking = []
-            for target, group in groups.items():
-                decision = self._decide(group, target, now_s, admission)
-                accepted = set(decision.accepted)
-                for request in group:
-                    if request.wire_id in accepted:
-                        place(request, target)
-                    else:
-                        reasons[request.request_id] = decision.declined.get(request.wire_id, "the plan left it out")
-                        asking.append(request)
-        return declined
+        asked = {request.request_id: request for request in requests}
+        reasons = dict.fromkeys(asked, "no replica was asked")
+
+        def plan(target: Target, group: list[str]) -> set[str]:
+            decision = self._decide([asked[name] for name in group], target, now_s, admission)
+            accepted = set(decision.accepted)
+            taken = {name for name in group if asked[name].wire_id in accepted}
+            for name in group:
+                reasons[name] = decision.declined.get(asked[name].wire_id, "the plan left it out")
+            return taken
+
+        hops = [(name, targets.ask_order(now_s, self._candidate(request), routing)) for name, request in asked.items()]
+        declined = ask(hops, plan, lambda name, target: place(asked[name], target))
+        return [(asked[name], reasons[name]) for name in declined]
 
     def first(self, request: LiveRequest, replicas: Sequence[Replica]) -> Target:
         """Where routing would send a request that is promised whatever the plan says."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.slos.v1 import worker_pb2
-from scheduling.pairs import Route, ask_order, hopeful_route, routes
+from scheduling.pairs import Route, Routes
 from scheduling.policy import RoutingPolicy
 from scheduling.types import Candidate
 from services.controller.mirror import ReplicaMirror
@@ -46,31 +46,27 @@ class Targets:
         """requests: those to be decided, whose prefixes workers may hold."""
         self._replicas = replicas
         self._views = [mirror_of(replica).view(requests) for replica in replicas]
-        self._ordered, self._last = routes(
+        self._routes = Routes(
             self._views, lambda prefill, decode: not why_not_paired(replicas[prefill].info, replicas[decode].info)
         )
 
     def ordered(self) -> list[Target]:
         """Those that routing orders."""
-        return [self._target(route) for route in self._ordered]
-
-    def last(self) -> list[Target]:
-        """Those that are asked when all others decline."""
-        return [self._target(route) for route in self._last]
+        return [self._target(route) for route in self._routes.ordered]
 
     def ask_order(self, now_s: float, candidate: Candidate, routing: RoutingPolicy) -> list[Target]:
         """Return all targets in the order in which one candidate asks them."""
-        order = ask_order(now_s, candidate, self._views, self._ordered, self._last, routing)
-        return [self._target(route) for route in order]
+        return [self._target(route) for route in self._routes.ask_order(now_s, candidate, self._views, routing)]
 
     def first(self, now_s: float, candidate: Candidate, routing: RoutingPolicy) -> Target | None:
         """Return the target that routing itself would take, if it takes any."""
-        order = routing.order(now_s, candidate, [self._views[route.first] for route in self._ordered])
-        return self._target(self._ordered[order[0]]) if order else None
+        ordered = self._routes.ordered
+        order = routing.order(now_s, candidate, [self._views[route.first] for route in ordered])
+        return self._target(ordered[order[0]]) if order else None
 
     def hopeful(self, candidate: Candidate) -> Target | None:
         """Return where a request has the best hope for which no plan has room; None where there is nothing."""
-        route = hopeful_route(candidate, self._views, self._ordered)
+        route = self._routes.hopeful(candidate, self._views)
         return None if route is None else self._target(route)
 
     def _target(self, route: Route) -> Target:

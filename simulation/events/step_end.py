@@ -20,20 +20,12 @@ class StepEnd:
 
     def apply(self, cluster: Cluster, now_s: float) -> None:
         """Deliver tokens, finish requests, hand prompts over, decide and begin the next step."""
-        step, requests = self.step, cluster.requests
+        step = self.step
         replica = cluster.replicas[step.replica]
         if replica.step is not step:
             return
         replica.step = None
-        deliver(
-            now_s,
-            step.emitted,
-            step.emitted.shape[1],
-            step.rows,
-            requests.times,
-            requests.offsets,
-            requests.produced,
-        )
+        deliver(now_s, step.emitted, step.rows, cluster.requests.tokens)
         for row in step.finished_rows:
             cluster.finish(row, step.replica, now_s)
         if replica.role != "both":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling import registry
-from scheduling.pairs import Route, hopeful_route
+from scheduling.pairs import Route, Routes
 from scheduling.policy import BatchPlan, ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
@@ -175,21 +174,11 @@ def test_hope_goes_where_least_prompt_work_is_ahead() -> None:
     prefill(busy, "x", 1.0, 500)
     prefill(given_up, "x", 1.0, 500, hopeful=False)
     candidate = Candidate("c", 0.0, 1000, Slo(0.5, 0.1), 10, 20)
-    ordered = [Route(0), Route(1), Route(2)]
-    assert hopeful_route(candidate, [view("a", busy), view("b", idle)], ordered[:2]) == Route(1)
-    assert hopeful_route(candidate, [view("a", busy, cached=800), view("b", idle)], ordered[:2]) == Route(0)
-    assert hopeful_route(candidate, [view("a", busy), view("b", given_up)], ordered[:2]) == Route(1)
-    assert hopeful_route(candidate, [view("p", idle, "prefill"), view("d", idle, "decode")], [Route(1, 0)]) is None
 
+    def hope(*views: ReplicaView) -> Route | None:
+        return Routes(views).hopeful(candidate, views)
 
-@pytest.mark.parametrize("name", ["slos", "edf-exact"])
-def test_gentle_promises_leave_the_hopeful_their_place(name: str) -> None:
-    policy = registry.get(name)
-    assert policy.gentle is not None
-    assert policy.hope is not None
-    table = RequestTable()
-    prefill(table, "h", 0.25, 2000)
-    candidates = [Candidate("c", 0.0, 1500, Slo(0.25, 0.1), 10, 20)]
-    assert policy.admission.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ("c",)
-    assert policy.gentle.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ()
-    assert policy.hope.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ()
+    assert hope(view("a", busy), view("b", idle)) == Route(1)
+    assert hope(view("a", busy, cached=800), view("b", idle)) == Route(0)
+    assert hope(view("a", busy), view("b", given_up)) == Route(1)
+    assert hope(view("p", idle, "prefill"), view("d", idle, "decode")) is None

@@ -6,7 +6,7 @@ import pytest
 
 from scheduling import registry
 from scheduling.batch_settings import DEFAULT_SETTINGS
-from scheduling.pairs import Route, TransferModel, ask_order, decide_pair, next_step_s, routes, taking_in_s
+from scheduling.pairs import Route, Routes, TransferModel, decide_pair, next_step_s, taking_in_s
 from scheduling.policy import AdmissionPolicy, ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.routing import get as get_routing
@@ -118,23 +118,24 @@ def test_a_pair_promises_from_the_end_of_the_steps_under_way(admission: Admissio
 def test_pairs_take_the_least_loaded_decode_workers_and_single_workers_come_last() -> None:
     full, empty = view("d-full", "decode", blocks=20), view("d-empty", "decode")
     views = [view("both", "both"), view("p", "prefill"), full, empty, view("p2", "prefill")]
-    ordered, last = routes(views)
-    assert ordered == [Route(0), Route(3, 1), Route(2, 4)]
-    assert last == [Route(2, 1), Route(3, 4), Route(3), Route(2)]
-    assert routes(views[:1]) == ([Route(0)], [])
-    alone, none = routes(views, lambda prefill, decode: False)
-    assert (alone, none) == ([Route(0), Route(3), Route(2), Route(1), Route(4)], [])
+    routes = Routes(views)
+    assert routes.ordered == [Route(0), Route(3, 1), Route(2, 4)]
+    assert routes.last == [Route(2, 1), Route(3, 4), Route(3), Route(2)]
+    one = Routes(views[:1])
+    assert (one.ordered, one.last) == ([Route(0)], [])
+    alone = Routes(views, lambda prefill, decode: False)
+    assert (alone.ordered, alone.last) == ([Route(0), Route(3), Route(2), Route(1), Route(4)], [])
 
 
 def test_whoever_holds_the_prompt_and_decodes_is_asked_first() -> None:
     asking = candidate("a", 1.0, prompt=400)
     cold = [view("p", "prefill"), view("d", "decode"), view("d2", "decode")]
-    ordered, last = routes(cold)
+    routes = Routes(cold)
     sequential = get_routing("sequential")
-    assert ask_order(0.0, asking, cold, ordered, last, sequential)[0] == Route(1, 0)
+    assert routes.ask_order(0.0, asking, cold, sequential)[0] == Route(1, 0)
     warm = [cold[0], cold[1], replace(cold[2], cached_tokens={"a": 320})]
-    order = ask_order(0.0, asking, warm, ordered, last, sequential)
+    order = routes.ask_order(0.0, asking, warm, sequential)
     assert order[:2] == [Route(2), Route(1, 0)]
     assert len(order) == len(set(order))
     little = [replace(cold[0], cached_tokens={"a": 400}), cold[1], replace(cold[2], cached_tokens={"a": 32})]
-    assert ask_order(0.0, asking, little, ordered, last, sequential)[0] == Route(1, 0)
+    assert routes.ask_order(0.0, asking, little, sequential)[0] == Route(1, 0)

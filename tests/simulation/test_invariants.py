@@ -14,7 +14,7 @@ from scheduling.request_table import RequestTable
 from simulation import engine_step
 from simulation.cluster import Cluster
 from simulation.config import ClusterConfig, Failure, Lengths
-from simulation.engine_step import COUNTERS, SIDE_ROWS, execute
+from simulation.engine_step import COUNTERS, SIDE_ROWS, Engine, execute
 from simulation.workload import Workload
 from tests.simulation.workloads import random_workloads, requests, small_profile
 
@@ -137,11 +137,13 @@ def test_the_compiled_step_moves_the_table_as_the_table_does_itself(seed: int, v
         prefills = slots[ours.prefill_remaining[slots] > 0]
         decodes = slots[ours.prefill_remaining[slots] == 0]
         chunks = np.minimum(ours.prefill_remaining[prefills], rng.integers(1, 30, len(prefills)))
+        engine = Engine(
+            lines, 16, 0.6, ours.ints, ours.floats, ours.flags, side, state, emitted, finished, late, counters
+        )
+        verify = np.full(len(decodes), verified)
         end, emissions, done, free = execute(
-            now, 1.0, lines, 16, free, 0.6, ours.ints, ours.floats, ours.flags, side,
-            decodes, np.full(len(decodes), verified), prefills, chunks, nothing, nothing,
-            state, emitted, finished, late, counters,
-        )  # fmt: skip
+            now, 1.0, free, engine, decodes, verify, prefills, chunks, nothing, nothing
+        )
         for slot, chunk in zip(prefills, chunks, strict=True):
             reference.prefilled(int(slot), int(chunk))
         for slot, count in emitted[:, :emissions].T:

@@ -1,0 +1,85 @@
+"""What the controller knows of a request when it plans: lengths as far as they may be known, and cached prefixes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scheduling.lengths import LengthEstimator
+from scheduling.types import Candidate
+from simulation.config import Lengths
+from simulation.replica import Replica
+from simulation.requests import Requests
+
+
+class Candidates:
+    """Requests as the planner sees them."""
+
+    def __init__(self, requests: Requests, lengths: Lengths, prefix_cache: bool) -> None:
+        """lengths: what is known of outputs."""
+        self._requests = requests
+        self._lengths = lengths
+        self._prefix_cache = prefix_cache
+        self._estimator = LengthEstimator()
+
+    def finished(self, row: int, slo_class: str) -> None:
+        """Learn the length of a finished output."""
+        if self._lengths is Lengths.QUANTILE:
+            workload = self._requests.workload
+            self._estimator.observe(
+                slo_class, int(workload.output_tokens[row]), prompt_tokens=int(workload.prompt_tokens[row])
+            )
+
+    def expected_output(self, row: int, generated: int) -> int:
+        """Output tokens still to come, as far as the planner may know."""
+        workload = self._requests.workload
+        if self._lengths is Lengths.ORACLE:
+            return max(1, int(workload.output_tokens[row]) - generated)
+        bound = int(self._requests.max_output[row])
+        if self._lengths is Lengths.MAX_TOKENS:
+            return max(1, bound - generated)
+        slo_class = workload.classes[workload.class_index[row]]
+        return self._estimator.remaining(
+            slo_class.name, slo_class.length_quantile, generated, bound, prompt_tokens=int(workload.prompt_tokens[row])
+        )
+
+    def cached(self, row: int, target: Replica) -> int:
+        """Prompt tokens of a request that a replica's prefix cache holds."""
+        if not self._prefix_cache:
+            return 0
+        workload = self._requests.workload
+        shared = int(workload.shared_prefix_tokens[row])
+        if not shared:
+            return 0
+        return target.cache.cached_tokens(int(workload.session[row]), shared, int(workload.prompt_tokens[row]))
+
+    def of(self, row: int, target: Replica | None = None) -> Candidate:
+        """The request; its first token is the next one that is due. target: whose prefix cache counts."""
+        requests, workload = self._requests, self._requests.workload
+        generated = int(requests.produced[row])
+        slo = requests.slo(row)
+        arrival_s = float(requests.arrival_s[row])
+        cached = 0
+        if target is not None:
+            if requests.replica[row] == target.index:
+                slot = target.table.slot(str(row))
+                cached = int(target.table.context[slot])
+            else:
+                cached = self.cached(row, target)
+        if generated:
+            slo = replace(slo, ttft_s=requests.next_due_s(row) - arrival_s)
+            if generated >= workload.thinking_tokens[row]:
+                slo = replace(slo, thinking_tpot_s=None)
+        prompt = int(workload.prompt_tokens[row]) + generated
+        slo_class = workload.classes[workload.class_index[row]]
+        return Candidate(
+            request_id=str(row),
+            arrival_s=arrival_s,
+            prompt_tokens=prompt,
+            slo=slo,
+            expected_output_tokens=self.expected_output(row, generated),
+            max_output_tokens=max(1, int(requests.max_output[row]) - generated),
+            value=slo_class.value,
+            cached_tokens=min(cached, prompt - 1),
+            slo_class=slo_class.name,
+            session_id=str(workload.session[row]),
+        )
