@@ -2,10 +2,9 @@
 
 Every run is kept in the cache, and every row in docs/evaluation.json as soon as it is known, with digests of what it
 depends on: its configuration, the code of its policy, and the code of the simulator. An interrupted evaluation goes on
-where it stopped. Rows that still hold are left alone; missing ones and those of a changed policy are computed first,
-section after section, and then those that only the simulator's code has made older (`--policy NAME` limits both).
-`--only NAME` is for one section, `--again` computes what holds once more, `--render` writes the document from what
-there is.
+where it stopped. Rows that still hold are left alone: those made by the code there is now, and those of other code that
+decided the same in the reference runs (behaviour.py). `--only NAME` is for one section, `--again` computes what holds
+once more, `--render` writes the document from what there is.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from pathlib import Path
 
 from simulation.cache import DEFAULT_DIR
 from simulation.evaluation import document, published
-from simulation.evaluation.book import Book, Stale, rate_of, stale
+from simulation.evaluation.book import Book
 from simulation.evaluation.bursts import burst_figure
-from simulation.evaluation.jobs import Effort, Figures, Search, Task, made_of, perform
+from simulation.evaluation.jobs import Effort, Figures, Search, Task, code_now, learns_margin, made_of, perform
 from simulation.evaluation.sections import SECTIONS, Job, Scope, stages
 from simulation.parallel import cores, run_all
 from simulation.scenarios.sources import SLICE_S
@@ -53,33 +52,32 @@ def main() -> None:
         effort = Effort(given.data, given.cache, slice_s=40.0, tolerance=0.25, processes=given.processes)
     book = Book(out)
     plan = [(n, s) for n, s in stages(scope) if n in (given.only or (QUICK if given.quick else NAMES))]
-    rounds = [{*Stale}] if given.again else [{Stale.UNKNOWN}, {Stale.SIMULATOR}]
-    for number, renewed in enumerate([] if given.render else rounds):
-        for name, part in plan:
-            if name in SECTIONS:
-                fill(book, name, SECTIONS[name](part, book.known), effort, renewed)
-            elif number == 0 and name == "burst":
-                book.replace(
-                    name, burst_figure(part, effort, book.known.get("capacity", []), out / "figures" / "burst.svg")
-                )
-            elif number == 0:
-                book.replace(name, published.rows(500 if given.quick else 4000))
-            document.write(book.known, out)
-    document.write(book.known, out)
+    for name, part in [] if given.render else plan:
+        if name in SECTIONS:
+            jobs = SECTIONS[name](part, book.known)
+            for job in [] if given.quick else jobs:
+                book.behaviour(job.search.policy, learns_margin(job.row), code_now(job.row))
+            fill(book, name, jobs, effort, again=given.again)
+        elif name == "burst":
+            capacities = book.known.get("capacity", [])
+            book.replace(name, burst_figure(part, effort, capacities, out / "figures" / "burst.svg"))
+        else:
+            book.replace(name, published.rows(500 if given.quick else 4000))
+        document.write(book, out)
+    document.write(book, out)
 
 
-def fill(book: Book, name: str, jobs: list[Job], effort: Effort, renewed: set[Stale]) -> None:
-    """Compute a section's rows that are as stale as one of these; each is kept as soon as it is known."""
+def fill(book: Book, name: str, jobs: list[Job], effort: Effort, again: bool = False) -> None:
+    """Compute a section's rows that are missing or do not hold, or all again; each is kept as soon as it is known."""
     how = {"slice_s": effort.slice_s, "tolerance": effort.tolerance, "public_data": bool(effort.data)}
-    known = book.known.get(name, [])
     made = [made_of(job.work, effort) for job in jobs]
-    wanted = [k for k, job in enumerate(jobs) if stale(known, job.row, made[k]) in renewed]
+    wanted = [k for k, job in enumerate(jobs) if again or not book.holds(name, job.row, made[k])]
 
     def keep(index: int, figures: Figures) -> None:
         number = wanted[index]
         book.add(name, {**jobs[number].row, **how, **figures, "made_of": made[number]})
 
-    tasks = [Task(jobs[number].work, effort, rate_of(known, jobs[number].row)) for number in wanted]
+    tasks = [Task(jobs[number].work, effort, book.start(name, jobs[number].row)) for number in wanted]
     if tasks:
         run_all(perform, tasks, name, _name, effort.processes, effort.quiet, keep)
 

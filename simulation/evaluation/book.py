@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from simulation.evaluation.jobs import Figures
+from simulation.evaluation.behaviour import behaviour
+from simulation.evaluation.jobs import Figures, learns_margin
 
 CELL = (
     *("policy", "profile", "scenario", "asked_replicas", "seed"),
@@ -17,21 +17,21 @@ CELL = (
 """What tells the rows of a section apart."""
 
 
-class Stale(Enum):
-    """How much of what a row depends on has changed; UNKNOWN: there is none, or its run or policy is another one."""
-
-    NO = "no"
-    SIMULATOR = "only the simulator"
-    UNKNOWN = "unknown"
+BEHAVIOURS = "behaviours"
 
 
 class Book:
-    """The known rows by section."""
+    """The known rows by section, and what policies did by the code that they had.
+
+    A row holds while its policy does what it did, whatever has become of the code (see behaviour.py).
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read what the folder holds; empty when there is nothing yet."""
         self._path = folder / "evaluation.json"
-        self.known: dict[str, list[Figures]] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        content: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        self._behaviours: dict[str, str] = content.pop(BEHAVIOURS, {})
+        self.known: dict[str, list[Figures]] = content
 
     def add(self, section: str, row: Figures) -> None:
         """Keep one row, in the place of an older one for the same cell."""
@@ -40,23 +40,56 @@ class Book:
     def replace(self, section: str, rows: Sequence[Figures]) -> None:
         """Keep these rows of a section and write the file."""
         self.known[section] = list(rows)
+        self._write()
+
+    def holds(self, section: str, row: Figures, made_of: Mapping[str, str]) -> bool:
+        """Whether the row of a cell is known and still holds, given what its figures would be made of now."""
+        old: Mapping[str, str] = _same_cell(self.known.get(section, []), row).get("made_of", {})
+        return old.get("run") == made_of["run"] and self.behaves(row, old, made_of)
+
+    def behaves(self, row: Figures, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+        """Whether a policy does with its new code, the one that runs here, what it did with the old.
+
+        Where the code differs and it is not known yet what the new does, the reference runs are played.
+        """
+        if _code(old) == _code(new):
+            return True
+        before = self._behaviours.get(_code(old))
+        return before is not None and before == self.behaviour(row["policy"], learns_margin(row), new)
+
+    def behaviour(self, policy: str, learns: bool, made_of: Mapping[str, str]) -> str:
+        """What the code of a policy does; its reference runs are played where that is not known."""
+        code = _code(made_of)
+        if code not in self._behaviours:
+            self._behaviours[code] = behaviour(policy, learns)
+            self._write()
+        return self._behaviours[code]
+
+    def start(self, section: str, row: Figures) -> float | None:
+        """Rate to look around first: what the cell had before, else what the nearest count of replicas had."""
+        found = _same_cell(self.known.get(section, []), row).get("rate_per_gpu")
+        if found:
+            return float(found)
+        same = ("policy", "profile", "scenario")
+        near = [
+            (abs(other["asked_replicas"] - row["asked_replicas"]), other["rate_per_gpu"])
+            for name in ("capacity", "equal-gpus")
+            for other in self.known.get(name, [])
+            if all(other[key] == row[key] for key in same) and other["rate_per_gpu"]
+        ]
+        return float(min(near)[1]) if near else None
+
+    def _write(self) -> None:
+        content = {**self.known, **({BEHAVIOURS: self._behaviours} if self._behaviours else {})}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         staging = self._path.with_suffix(".tmp")
-        staging.write_text(json.dumps(self.known, indent=None, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+        staging.write_text(json.dumps(content, indent=None, separators=(",", ":")).replace("},{", "},\n{") + "\n")
         staging.rename(self._path)
 
 
-def stale(known: Sequence[Figures], row: Figures, made_of: Mapping[str, str]) -> Stale:
-    """Whether the known row of a cell still holds, given what its figures would be made of now."""
-    old: Mapping[str, str] = _same_cell(known, row).get("made_of", {})
-    if (old.get("run"), old.get("policy")) != (made_of["run"], made_of["policy"]):
-        return Stale.UNKNOWN
-    return Stale.NO if old["simulator"] == made_of["simulator"] else Stale.SIMULATOR
-
-
-def rate_of(known: Sequence[Figures], row: Figures) -> float | None:
-    """Rate that was found for a cell before, by whatever code: where to look first."""
-    return _same_cell(known, row).get("rate_per_gpu") or None
+def _code(made_of: Mapping[str, str]) -> str:
+    """The code of a policy and of the simulator, as one name."""
+    return f"{made_of.get('policy')}/{made_of.get('simulator')}"
 
 
 def _same_cell(known: Sequence[Figures], row: Figures) -> Figures:

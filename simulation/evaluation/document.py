@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simulation.evaluation import figures
+from simulation.evaluation.book import Book
 from simulation.evaluation.capacity_tables import (
     NOT_RUN,
     POLICIES,
@@ -20,7 +21,7 @@ from simulation.evaluation.capacity_tables import (
 )
 from simulation.evaluation.findings import findings
 from simulation.evaluation.fleet_tables import equal_gpus_section, pairs_section
-from simulation.evaluation.jobs import changed_since
+from simulation.evaluation.jobs import code_now
 from simulation.evaluation.numbers import capacity_table, over
 from simulation.evaluation.sections import OURS
 from simulation.scenarios.catalog import PAPER_SCENARIOS
@@ -50,14 +51,14 @@ evaluation goes on where it stopped; what is missing is listed as not run.
 """
 
 
-def write(known: dict[str, Any], out: Path) -> None:
+def write(book: Book, out: Path) -> None:
     """Write evaluation.md and the figures beside it from all rows that are known; the rest is said to be missing."""
-    parts = [HEAD]
+    known, parts = book.known, [HEAD]
     missing = []
     for name, (title, section) in _SECTIONS.items():
         rows = known.get(name)
         if rows:
-            parts.append(section(rows, out) + _workload(rows) + _older(rows))
+            parts.append(section(rows, out) + _workload(rows) + older(book, rows))
         else:
             missing.append(f"* {title} (`--only {name}`)")
     missing += capacity_missing(known.get("capacity", []))
@@ -84,15 +85,14 @@ def _workload(rows: Rows) -> str:
     return "".join(f"\n{line}\n" for line in lines)
 
 
-def _older(rows: Rows) -> str:
-    """Which rows were made by other code than what there is now."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        what = changed_since(row) if "policy" in row else ""
-        cell = f"{row.get('policy')} in {row.get('scenario')}"
-        if what and cell not in found.setdefault(what, []):
-            found[what].append(cell)
-    return "".join(f"\n*Older than the last change of {what}: {', '.join(cells)}.*\n" for what, cells in found.items())
+def older(book: Book, rows: Rows) -> str:
+    """Which rows were made by code that decided otherwise than what there is now."""
+    cells = [
+        f"{row['policy']} in {row['scenario']}"
+        for row in rows
+        if "policy" in row and not book.behaves(row, row.get("made_of", {}), code_now(row))
+    ]
+    return f"\n*Made before the policy's decisions last changed: {', '.join(dict.fromkeys(cells))}.*\n" if cells else ""
 
 
 def _at_99(rows: Rows, out: Path) -> str:

@@ -30,7 +30,9 @@ SIMULATED = """## What is simulated, what is real
   like, and the means over the best co-located baseline leave it out.
 * Every transfer of KV has a link to itself, and begins when its whole prompt is computed (a real one sends layer by
   layer beside the computing, and shares the link). A preempted request is computed again where it decodes.
-* A row that was made by other code than what is there now is named under its table.
+* A row that was made before its policy's decisions last changed is named under its table. Code changes more often than
+  decisions: a row still holds where the code of then and the code of now decide the same in the reference runs of
+  `simulation/evaluation/behaviour.py`, to the time of every token.
 """
 
 

@@ -111,15 +111,14 @@ def made_of(job: Search | Probe, effort: Effort) -> dict[str, str]:
     return made
 
 
-def changed_since(row: Figures) -> str:
-    """What code has changed since a row was made; nothing where none has."""
-    made = row.get("made_of")
-    if made is None:
-        return "planner or simulator"
-    learns_margin = row.get("changes", {}).get("learn_margin") == str(True)
-    if made["policy"] != policy_version(row["policy"], learns_margin):
-        return "its policy"
-    return "" if made["simulator"] == version(ENTRY) else "the simulator"
+def learns_margin(row: Figures) -> bool:
+    """Whether the planner learned its margin in the runs of a row."""
+    return bool(row.get("changes", {}).get("learn_margin") == str(True))
+
+
+def code_now(row: Figures) -> dict[str, str]:
+    """The code that a row would be made of now, as its `made_of` says it."""
+    return {"policy": policy_version(row["policy"], learns_margin(row)), "simulator": version(ENTRY)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,7 @@ def ablations(scope: Scope, known: Known) -> list[Job]:
     variants = dict(ABLATIONS)
     fixed = BatchSettings(longest_s=0.05, longest_steps=1.0, paces=1.0, shortest_steps=1.0)
     variants["batches of at most 50 ms"] = (("policy_options", (("settings", fixed),)),)
+    variants["declined requests wait"] = (("policy_options", (("hopeful", False),)),)
     variants["greedy by deadline, no label search"] = (("policy_options", (("max_labels", 0),)),)
     return [
         Job(Search("slos", scope.profiles[0], scenario, changes=changes), {"variant": label})

@@ -12,14 +12,15 @@ import pytest
 
 from scheduling.registry import POLICIES
 from simulation import cache
-from simulation.cache import ENTRY, modules
+from simulation.cache import ENTRY, modules, version
 from simulation.evaluation import document, numbers, published
 from simulation.evaluation.__main__ import fill
-from simulation.evaluation.book import Book, Stale, stale
+from simulation.evaluation.behaviour import behaviour
+from simulation.evaluation.book import BEHAVIOURS, Book
 from simulation.evaluation.capacity_tables import capacity_missing
 from simulation.evaluation.findings import findings
 from simulation.evaluation.fleet_tables import equal_gpus_section, pairs_section
-from simulation.evaluation.jobs import Effort, Fleet, Probe, Search, made_of
+from simulation.evaluation.jobs import Effort, Fleet, Probe, Search, code_now, made_of
 from simulation.evaluation.sections import SECTIONS, Job, Scope, equal_gpus, pairs, stages
 from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
 
@@ -151,36 +152,38 @@ def test_only_rows_that_no_longer_hold_are_computed_again(tmp_path: Path) -> Non
     effort = Effort(None, str(tmp_path / "cache"), slice_s=10.0, quiet=True)
     jobs = [Job(Probe(Search(policy, "a100-opt-7b", "chatbot"), 0.5)) for policy in ("vllm-v1", "sarathi")]
     book = Book(tmp_path)
-    fill(book, "precision", jobs, effort, {Stale.UNKNOWN})
+    fill(book, "precision", jobs, effort)
     rows = book.known["precision"]
     assert [row["policy"] for row in rows] == ["vllm-v1", "sarathi"]
-    assert [stale(rows, job.row, made_of(job.work, effort)) for job in jobs] == [Stale.NO] * 2
-    assert document._older(rows) == ""
+    assert all(book.holds("precision", job.row, made_of(job.work, effort)) for job in jobs)
+    assert document.older(book, rows) == ""
 
-    def mark(policy: str, part: str) -> None:
-        """Let a row look as if other code had made it."""
-        row = next(row for row in book.known["precision"] if row["policy"] == policy)
-        row["made_of"] = {**row["made_of"], part: "another"}
+    for row in rows:
+        row["made_of"] = {**row["made_of"], "policy": f"older {row['policy']}"}
         row["attained"] = -1.0
+    # What the older code of vllm-v1 did is known, and is what the new one does; that of sarathi did something else.
+    did = {f"older vllm-v1/{version(ENTRY)}": behaviour("vllm-v1", False), f"older sarathi/{version(ENTRY)}": "else"}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"precision": rows, BEHAVIOURS: did}))
+    book = Book(tmp_path)
+    assert document.older(book, rows).endswith("decisions last changed: sarathi in chatbot.*\n")
+    fill(book, "precision", jobs, effort)
+    assert {row["policy"] for row in book.known["precision"] if row["attained"] == -1.0} == {"vllm-v1"}
+    assert document.older(book, book.known["precision"]) == ""
+    kept = Book(tmp_path)
+    assert kept.behaves(rows[0], rows[0]["made_of"], code_now(rows[0]))
+    assert [row["policy"] for row in kept.known["precision"]] == ["vllm-v1", "sarathi"]
 
-    def marked() -> set[str]:
-        return {row["policy"] for row in book.known["precision"] if row["attained"] == -1.0}
-
-    mark("vllm-v1", "policy")
-    mark("sarathi", "simulator")
-    assert "Older than the last change of its policy: vllm-v1 in chatbot." in document._older(book.known["precision"])
-    assert "Older than the last change of the simulator: sarathi in chatbot." in document._older(
-        book.known["precision"]
-    )
-    fill(book, "precision", jobs, effort, {Stale.UNKNOWN})
-    assert marked() == {"sarathi"}
-    fill(book, "precision", jobs, effort, {Stale.SIMULATOR})
-    assert marked() == set()
     at_another_rate = [Job(Probe(job.search, 0.6)) for job in jobs]
-    assert [stale(rows, j.row, made_of(j.work, effort)) for j in at_another_rate] == [Stale.UNKNOWN] * 2
-    rows_of_before = [{k: v for k, v in row.items() if k != "made_of"} for row in rows]
-    assert stale(rows_of_before, jobs[0].row, made_of(jobs[0].work, effort)) is Stale.UNKNOWN
-    assert "planner or simulator" in document._older(rows_of_before)
+    assert not any(book.holds("precision", j.row, made_of(j.work, effort)) for j in at_another_rate)
+    of_before = [{k: v for k, v in row.items() if k != "made_of"} for row in rows]
+    assert "vllm-v1 in chatbot, sarathi in chatbot" in document.older(book, of_before)
+    fill(book, "precision", jobs, effort, again=True)
+    assert all(row["attained"] >= 0.0 for row in book.known["precision"])
+
+
+def test_behaviours_are_equal_for_equal_decisions_alone() -> None:
+    assert behaviour("vllm-v1", False) == behaviour("vllm-v1", False)
+    assert behaviour("slos", True) != behaviour("dp", True)
 
 
 def test_everybody_gets_the_gpus_of_distserves_best_ratio(tmp_path: Path) -> None:
