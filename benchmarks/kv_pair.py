@@ -16,14 +16,18 @@ from multiprocessing.connection import Connection
 import torch
 
 from engine.kv import link as links
+from engine.kv.buffers import message_blocks, message_buffers
 from engine.kv.config import Identity, KvConfig, TransferKey
 from engine.kv.endpoint import KvEndpoint
+from engine.kv.layout import Piece
 
 LAYERS, KV_HEADS, BLOCK_TOKENS, HEAD_DIM = 30, 3, 128, 64
 BLOCKS = 128
 CHUNK_BLOCKS = 2
 """Blocks per chunk of a chunked prefill: 256 tokens."""
 HIDDEN, INTERMEDIATE = 576, 1536
+OFFERED_BEFORE_S = 0.02
+"""An engine offers a prompt before it computes it; by its end the consumer has long been ready."""
 _START_TIMEOUT_S = 60.0
 TIMEOUT_S = 20.0
 
@@ -58,6 +62,7 @@ class KvPair:
         self._link = links.make_link(store, links.PRODUCER, self.backend, "127.0.0.1", config)
         self._endpoint = KvEndpoint(_caches(device), BLOCKS, Identity("producer", "bench"), config)
         self._raw = _raw_buffer(self._endpoint, device)
+        self._message = message_buffers(self._endpoint.layout, config, self.backend, 1)[0]
         self._layer = Layer(device)
         self._names = itertools.count()
         self.block_bytes = LAYERS * self._endpoint.layout.block_bytes
@@ -71,15 +76,29 @@ class KvPair:
         return time.perf_counter() - begin
 
     def exchange(self, blocks: int) -> float:
-        """Offer, gather, send, scatter, and the end told to both sides, of a prompt that is computed already."""
+        """Gather, send, scatter, and the end told to both sides, of a prompt that was offered before."""
         key = self._expected(blocks)
-        begin = time.perf_counter()
         self._offer(key)
+        time.sleep(OFFERED_BEFORE_S)
+        begin = time.perf_counter()
         self._hand_over(key, blocks)
         self._done()
         elapsed_s = time.perf_counter() - begin
         _await(self._endpoint, key)
         return elapsed_s
+
+    def copies(self, blocks: int) -> float:
+        """Gather and scatter of so many blocks alone, message by message, in this process."""
+        layout = self._endpoint.layout
+        source, target = (torch.randperm(BLOCKS)[:blocks].tolist() for _ in range(2))
+        at_once = max(1, message_blocks(layout, self._endpoint.config) // blocks)
+        begin = time.perf_counter()
+        for layer in range(0, LAYERS, at_once):
+            piece = Piece(layer, min(layer + at_once, LAYERS), 0, blocks)
+            layout.gather(piece, source, self._message)
+            layout.scatter(piece, target, self._message)
+        self._synchronize()
+        return time.perf_counter() - begin
 
     def compute(self, blocks: int) -> float:
         """Compute a prompt, chunk by chunk and layer by layer, and send nothing."""
@@ -87,8 +106,7 @@ class KvPair:
         for _ in range(0, blocks, CHUNK_BLOCKS):
             for _ in range(LAYERS):
                 self._layer.compute()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        self._synchronize()
         return time.perf_counter() - begin
 
     def compute_then_send(self, blocks: int) -> float:
@@ -124,6 +142,10 @@ class KvPair:
         """Let the consumer end, and end this side."""
         self._pipe.send(None)
         self._endpoint.close()
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _expected(self, blocks: int) -> TransferKey:
         key = TransferKey(str(next(self._names)), 0)

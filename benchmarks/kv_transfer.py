@@ -1,8 +1,8 @@
 """Bytes per second of the KV exchange against the raw link, and how much of it hides behind compute, in one run.
 
 "raw" is one send and receive of the same bytes, contiguous, over a process group made the same way; "exchange" is
-offer, gather, send, scatter and the end told to both sides, between idle engines. They take turns; ratios are of
-medians.
+gather, send, scatter and the end told to both sides, between idle engines, of a prompt that was offered before, as
+engines do. They take turns; ratios are of medians. "Copies" is gather and scatter alone, with nothing beside them.
 
 "Hidden" is the part of a transfer that a prompt does not wait for when each layer's KV leaves while the next layer is
 computed: the matrix products of the model's layers are computed in chunks of 256 tokens, alone, with the transfer
@@ -39,13 +39,14 @@ def _medians(ways: Mapping[str, Callable[[int], float]], blocks: int, rounds: in
 def against_raw(pair: KvPair, tokens: int, rounds: int) -> dict[str, Any]:
     """Bytes per second of the exchange and of the raw link for a prompt of this length."""
     blocks = -(-tokens // BLOCK_TOKENS)
-    found = _medians({"raw": pair.raw, "exchange": pair.exchange}, blocks, rounds)
+    found = _medians({"raw": pair.raw, "exchange": pair.exchange, "copies": pair.copies}, blocks, rounds)
     size = blocks * pair.block_bytes
     return {
         "tokens": tokens,
         "bytes": size,
         "raw_s": found["raw"],
         "exchange_s": found["exchange"],
+        "copies_s": found["copies"],
         "raw_bytes_per_s": size / found["raw"],
         "exchange_bytes_per_s": size / found["exchange"],
         "ratio": found["raw"] / found["exchange"],
@@ -84,11 +85,12 @@ def measure(
 def show(whole: common.Result) -> None:
     """Print the result for people."""
     result = whole["result"]
-    columns = ("tokens", "MB", "raw, MB/s", "exchange, MB/s", "exchange against raw")
+    columns = ("tokens", "MB", "raw, MB/s", "exchange, MB/s", "exchange against raw", "copies, ms")
     table = Table(*columns, title="KV transfer", title_justify="left")
     for row in result["rows"]:
         rates = (f"{row[side] / 1e6:.0f}" for side in ("raw_bytes_per_s", "exchange_bytes_per_s"))
-        table.add_row(str(row["tokens"]), f"{row['bytes'] / 1e6:.1f}", *rates, f"{row['ratio']:.2f}")
+        share, copies = f"{row['ratio']:.2f}", f"{row['copies_s'] * 1e3:.1f}"
+        table.add_row(str(row["tokens"]), f"{row['bytes'] / 1e6:.1f}", *rates, share, copies)
     common.console().print(table)
     for row in result["behind_compute"]:
         common.console().print(

@@ -157,10 +157,13 @@ def kv_transfer(result: dict[str, Any]) -> str:
             f"{row['raw_bytes_per_s'] / 1e6:,.0f}",
             f"{row['exchange_bytes_per_s'] / 1e6:,.0f}",
             f"{row['ratio']:.2f}",
+            f"{row['raw_s'] * 1e3:.1f}",
+            f"{row['copies_s'] * 1e3:.1f}",
         )
         for row in result["rows"]
     ]
     head = ("tokens", "MB", f"raw {result['backend']}, MB/s", "exchange, MB/s", "exchange against raw")
+    head += ("raw, ms", "gather and scatter alone, ms")
     hidden = [
         (
             str(row["tokens"]),

@@ -1,9 +1,10 @@
 """How well the simulator predicts the real cluster: the same requests through both.
 
-The real run comes first; the simulator then gets its arrival times and token counts, the engine's fitted time model,
-how far its steps were off that model and spread about it, and what the planner used: its margin, and the relay time
-that it takes off deadlines. Both are scored by the same function and reported in the same fields. The simulator knows
-output lengths as the cluster did: the load test's max_tokens is the length.
+The real run comes first; the simulator then gets its arrival times and token counts, the engine's time model (halfway
+between that before the run and that after it, where it was refitted), how far steps were off their predictions, and
+what the planner used: its margin, and the relay time that it takes off deadlines. Both are scored by the same function
+and reported in the same fields. The simulator knows output lengths as the cluster did: the load test's max_tokens is
+the length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from simulation.results import scores
 from simulation.workload import Workload, merged, single_stage
 
 ATTAINMENT_POINTS = 5.0
+STEP_SHARES = 100
 MEDIAN_SHARE = 0.15
-RELAY = "slos:relay_p99_seconds"
+TRANSIT, RELAY = "slos:relay_p50_seconds", "slos:relay_p99_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,9 @@ def real_figures(records: Sequence[Record]) -> Figures:
     )
 
 
-def simulated_figures(cluster: Cluster) -> Figures:
-    """The same of the simulated run."""
-    table = scores(cluster)
+def simulated_figures(cluster: Cluster, transit_s: float) -> Figures:
+    """The same of the simulated run; transit_s: from the engine to the front door, where the real run was timed."""
+    table = scores(cluster, transit_s)
     promised = table[table["promised"]]
     decoding = table[table["output_tokens"] > 1]
     return Figures(
@@ -139,40 +141,50 @@ def compare(real: Figures, simulated: Figures) -> dict[str, Any]:
 class Engine:
     """How the real engine and its planner were while the load ran.
 
-    off: median of measured over predicted step times; noise: their spread as a standard deviation, relative to off;
-    margin: the planner's factor at the end; relay_s: what it took off deadlines.
+    factors: measured over predicted step times, at even shares of the steps; margin: the planner's factor, between that
+    before and that after; relay_s: what it took off deadlines; transit_s: how long a token was on its way from the
+    engine to the front door.
     """
 
-    off: float = 1.0
-    noise: float = 0.0
+    factors: tuple[float, ...] = (1.0,)
     margin: float = 1.0
     relay_s: float = 0.0
+    transit_s: float = 0.0
 
 
-def engine_of(errors: prometheus.Buckets, text: str) -> Engine:
-    """Read it from the step errors of the run and from /metrics after it."""
-    p16, p50, p84 = (prometheus.quantile(errors, share) for share in (0.16, 0.5, 0.84))
-    margins, relays = (prometheus.values(text, name) for name in (sweep.MARGIN, RELAY))
+def engine_of(text: str, before: str) -> Engine:
+    """Read it from /metrics after the run and before it."""
+    errors = prometheus.since(*(prometheus.buckets(reading, sweep.STEP_ERROR) for reading in (text, before)))
+    factors = [prometheus.quantile(errors, (k + 0.5) / STEP_SHARES) for k in range(STEP_SHARES)]
+    margins = [*prometheus.values(before, sweep.MARGIN), *prometheus.values(text, sweep.MARGIN)]
+    relays, transits = (prometheus.values(text, name) for name in (RELAY, TRANSIT))
     return Engine(
-        off=p50 if p50 else 1.0,
-        noise=(p84 - p16) / (2 * p50) if p16 and p50 and p84 else 0.0,
-        margin=max(1.0, margins[0]) if margins else 1.0,
+        factors=tuple(factor for factor in factors if factor is not None) or (1.0,),
+        margin=max(1.0, float(np.exp(np.mean(np.log(margins))))) if margins else 1.0,
         relay_s=relays[0] if relays else 0.0,
+        transit_s=transits[0] if transits else 0.0,
     )
 
 
+def halfway(before: TimeModel, after: TimeModel) -> TimeModel:
+    """The time model while it was refitted from one to the other; the later one where they differ in form."""
+    if len(before.lines) != len(after.lines):
+        return after
+    pairs = zip(before.lines, after.lines, strict=True)
+    return replace(after, lines=tuple(tuple((a + b) / 2 for a, b in zip(*pair, strict=True)) for pair in pairs))
+
+
 def simulate(records: Sequence[Record], profile: Profile, policy: str, scale: float, engine: Engine) -> Figures:
-    """Play the real run's requests on virtual time; the planner believes the profile, steps take what they took."""
+    """Play the real run's requests on virtual time; steps are as far off the profile as they were."""
     config = ClusterConfig(
         policy=policy,
         lengths=Lengths.ORACLE,
         margin=engine.margin,
         relay_s=engine.relay_s,
-        noise=engine.noise,
     )
-    cluster = Cluster(workload_of(records, scale), profile, config, steps=profile.time_model.scaled(engine.off))
+    cluster = Cluster(workload_of(records, scale), profile, config, factors=np.array(engine.factors))
     cluster.run()
-    return simulated_figures(cluster)
+    return simulated_figures(cluster, engine.transit_s)
 
 
 def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -193,18 +205,19 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         for index, rate in enumerate(rates):
             common.say(f"{rate:g} sessions/s")
             out = Path(folder) / f"load-{index}.json"
-            before = prometheus.buckets(prometheus.fetch(cluster.url), sweep.STEP_ERROR)
+            before = prometheus.fetch(cluster.url)
             data = sweep.load(cluster, work, rate, work.seed + index, scale, out)
             records = [Record.from_dict(r) for r in data["records"]]
-            text = prometheus.fetch(cluster.url)
-            errors = prometheus.since(prometheus.buckets(text, sweep.STEP_ERROR), before)
-            engine = engine_of(errors, text)
+            engine = engine_of(prometheus.fetch(cluster.url), before)
             real = real_figures(records)
-            simulated = simulate(records, profile, given.policy, scale, engine)
+            earlier, (profile, _) = profile.time_model, fitted_profile(cluster.grpc_address, Path(folder))
+            meanwhile = replace(profile, time_model=halfway(earlier, profile.time_model))
+            simulated = simulate(records, meanwhile, given.policy, scale, engine)
             rows.append(
                 {
                     "rate_per_s": rate,
                     "engine": asdict(engine),
+                    "time_model": json.loads(meanwhile.time_model.to_json()),
                     "real": real.to_dict(),
                     "simulated": simulated.to_dict(),
                     **compare(real, simulated),

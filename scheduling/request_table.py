@@ -200,6 +200,11 @@ class RequestTable:
         active = np.flatnonzero(self.active[: self._used])
         return active[np.argsort(self.sequence[active], kind="stable")]
 
+    def hosts_hope(self) -> bool:
+        """Whether a hopeful request without a promise is resident."""
+        used = self._used
+        return bool((self.active[:used] & self.hopeful[:used] & ~self.standard[:used]).any())
+
     def copy(self) -> RequestTable:
         """Return an independent copy."""
         other = RequestTable.__new__(RequestTable)

@@ -11,10 +11,12 @@ import numpy as np
 
 from scheduling import registry
 from scheduling.policy import Policy
+from scheduling.request_table import FloatArray
 from scheduling.time_model import TimeModel
 from simulation.config import ClusterConfig, Lengths
 from simulation.controller import Controller
 from simulation.margins import PRECISION_TARGET, Margins
+from simulation.noise import StepNoise
 from simulation.profiles import Profile
 from simulation.replica import Replica, Undisturbed
 from simulation.requests import IN_TRANSIT, NOWHERE, Requests
@@ -37,9 +39,18 @@ class Cluster:
     """Replicas, controller, transfers and the event queue; `run` plays a workload to its end."""
 
     def __init__(
-        self, workload: Workload, profile: Profile, config: ClusterConfig, steps: TimeModel | None = None
+        self,
+        workload: Workload,
+        profile: Profile,
+        config: ClusterConfig,
+        steps: TimeModel | None = None,
+        factors: FloatArray | None = None,
     ) -> None:
-        """Build an idle cluster; steps: how long steps take, where that is not what the profile says."""
+        """Build an idle cluster.
+
+        steps: how long steps take, where that is not what the profile says. factors: what their times are multiplied
+        by, one drawn for each, in place of the configuration's noise.
+        """
         self.workload = workload
         self.profile = profile
         self.config = config
@@ -49,7 +60,15 @@ class Cluster:
         model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)
         engine = profile if steps is None else replace(profile, time_model=steps)
         self.replicas = [
-            Replica(index, self._role(index), engine, model, config.noise, config.seed, config.speculation)
+            Replica(
+                index,
+                self._role(index),
+                engine,
+                model,
+                StepNoise(config.noise, (config.seed, index), factors),
+                config.seed,
+                config.speculation,
+            )
             for index in range(config.replicas)
         ]
         self.transfers = Transfers(self)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from scheduling.asking import ask
@@ -156,14 +157,25 @@ class Controller:
 
     def _promise(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
         """Place those that a replica or a pair can promise; return the others."""
-        if self._policy.gentle is not None and len(alive) > 1:
-            rows = self._ask(rows, alive, now_s, self._policy.gentle)
-        return self._ask(rows, alive, now_s, self._policy.admission)
+        if self._policy.gentle is None or len(alive) == 1:
+            return self._ask(rows, alive, now_s, self._policy.admission)
+        rows = self._ask(rows, alive, now_s, self._policy.gentle)
+        # Where nobody hopes, gentle promises are all there are, and a second question has the same answer.
+        return self._ask(rows, alive, now_s, self._policy.admission, only=Target.hosts_hope)
 
     def _ask(
-        self, rows: list[int], alive: list[Replica], now_s: float, admission: AdmissionPolicy, hopeful: bool = False
+        self,
+        rows: list[int],
+        alive: list[Replica],
+        now_s: float,
+        admission: AdmissionPolicy,
+        hopeful: bool = False,
+        only: Callable[[Target], bool] = lambda target: True,
     ) -> list[int]:
-        """Place those that a replica or a pair takes, with a promise or hopeful; return the others."""
+        """Place those that a replica or a pair takes, with a promise or hopeful; return the others.
+
+        only: who is asked.
+        """
         if not rows:
             return []
         views = [self._transfers.view(r, now_s) for r in alive]
@@ -172,6 +184,8 @@ class Controller:
 
         def plan(route: Route, group: list[int]) -> set[int]:
             target = Target.of(route, alive)
+            if not only(target):
+                return set()
             asked = [candidates[row] for row in group]
             if target.prefill is None and self._prefix_cache:
                 asked = [self.candidates.of(row, target.decode) for row in group]

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduling.policy import BatchPolicy, ReplicaView
-from scheduling.request_table import FloatArray, IntArray, RequestTable
+from scheduling.request_table import IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from simulation import engine_step, planned_run
 from simulation.decode_run import execute_decodes
+from simulation.noise import StepNoise
 from simulation.prefix_cache import PrefixCache
 from simulation.profiles import Profile
 from simulation.requests import Requests
 from simulation.workload import Workload
 
-NOISE_FLOOR = 0.5
-NOISE_BATCH = 4096
 UNBOUNDED = 1 << 62
 
 
@@ -57,7 +56,7 @@ class Replica:
     """
 
     def __init__(
-        self, index: int, role: str, profile: Profile, planner_model: TimeModel, noise: float, seed: int, spec: bool
+        self, index: int, role: str, profile: Profile, planner_model: TimeModel, noise: StepNoise, seed: int, spec: bool
     ) -> None:
         """An empty, idle replica."""
         self.index = index
@@ -78,8 +77,6 @@ class Replica:
         self._lines = profile.time_model.with_margin(1.0).array
         self.acceptance = profile.spec_acceptance if spec else 0.0
         self._noise = noise
-        self._rng = np.random.default_rng((seed, index))
-        self._draws: FloatArray = np.empty(0)
         self._seed = np.array([seed * 1_000_003 + index + 1], np.uint64)
         self._side: IntArray = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
         self._emitted: IntArray = np.zeros((2, len(self.table.active)), np.int64)
@@ -154,7 +151,7 @@ class Replica:
 
         While nobody else has a word, steps are run in one go, and the step returned is the last of them.
         """
-        together = now_s < leave.until_s and self._noise == 0.0
+        together = now_s < leave.until_s and self._noise.none
         # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
         alone = together and self.role == "both"
         planner = planned_run.planner(batching, self.planner_model, self.limits) if alone else None
@@ -188,7 +185,7 @@ class Replica:
                 began, steps = now_s, 1
                 end, emissions, done, free = engine_step.execute(
                     now_s,
-                    self._next_noise(),
+                    self._noise.draw(),
                     self.free_blocks,
                     self._engine(requests),
                     plan.decode_slots,
@@ -283,11 +280,3 @@ class Replica:
         self.free_blocks = self.limits.total_blocks
         self.cache.clear()
         return rows
-
-    def _next_noise(self) -> float:
-        if self._noise == 0.0:
-            return 1.0
-        if len(self._draws) == 0:
-            self._draws = np.maximum(NOISE_FLOOR, 1.0 + self._noise * self._rng.standard_normal(NOISE_BATCH))
-        value, self._draws = float(self._draws[-1]), self._draws[:-1]
-        return value

@@ -69,13 +69,16 @@ class Summary:
         return asdict(self)
 
 
-def scores(cluster: Cluster) -> pd.DataFrame:
-    """One row per request: who, when, lengths, what it was told and what it got."""
+def scores(cluster: Cluster, transit_s: float = 0.0) -> pd.DataFrame:
+    """One row per request: who, when, lengths, what it was told and what it got.
+
+    transit_s: how long a token is on its way from the engine to the client.
+    """
     requests, workload = cluster.requests, cluster.workload
     rows = []
     for row in range(len(workload)):
         thinking = max(0, int(workload.thinking_tokens[row]) - 1)
-        times = requests.token_times(row)
+        times = requests.token_times(row) + transit_s
         result = score(
             float(requests.arrival_s[row]), times, requests.owed(row), thinking, complete=bool(requests.finished[row])
         )

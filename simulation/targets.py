@@ -21,7 +21,6 @@ class Target:
         """The replicas of a route."""
         return Target(replicas[route.decode], None if route.prefill is None else replicas[route.prefill])
 
-    @property
-    def first(self) -> Replica:
-        """The replica that computes the prompt."""
-        return self.prefill or self.decode
+    def hosts_hope(self) -> bool:
+        """Whether a hopeful request is on one of the replicas."""
+        return self.decode.table.hosts_hope() or (self.prefill is not None and self.prefill.table.hosts_hope())

@@ -29,9 +29,9 @@ class CoreGauges(Collector):
         yield GaugeMetricFamily("slos:num_requests_waiting", "Without an answer or a replica.", waiting)
         yield GaugeMetricFamily("slos:best_effort_queue_length", "Best-effort requests without a replica.", queued)
         yield GaugeMetricFamily("slos:redis_up", "Redis answered the last call.", float(core.store.available))
-        yield GaugeMetricFamily(
-            "slos:relay_p99_seconds", "Between engine and front door.", core.accounts.relay_times.p99_s
-        )
+        relay_times = core.accounts.relay_times
+        yield GaugeMetricFamily("slos:relay_p50_seconds", "From engine to front door, median.", relay_times.p50_s)
+        yield GaugeMetricFamily("slos:relay_p99_seconds", "From engine to front door, p99.", relay_times.p99_s)
         yield GaugeMetricFamily("slos:journal_backlog", "Requests with something to write.", core.journal.backlog)
         up = GaugeMetricFamily("slos:replica_up", "The replica takes new work.", labels=["replica"])
         usage = GaugeMetricFamily("slos:kv_cache_usage_perc", "KV memory in use (0..1).", labels=["replica"])

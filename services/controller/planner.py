@@ -43,9 +43,12 @@ class Planner:
         place: Callable[[LiveRequest, Target], None],
     ) -> list[tuple[LiveRequest, str]]:
         """Place those that can be promised; return the others with the reason of the last target asked."""
-        if self.policy.gentle is not None and len(replicas) > 1:
-            requests = [request for request, _ in self._ask(requests, replicas, place, self.policy.gentle)]
-        return self._ask(requests, replicas, place, self.policy.admission)
+        if self.policy.gentle is None or len(replicas) == 1:
+            return self._ask(requests, replicas, place, self.policy.admission)
+        declined = self._ask(requests, replicas, place, self.policy.gentle)
+        # Where nobody hopes, gentle promises are all there are, and a second question has the same answer.
+        requests, known = [request for request, _ in declined], [reason for _, reason in declined]
+        return self._ask(requests, replicas, place, self.policy.admission, Target.hosts_hope, known)
 
     def hope(
         self,
@@ -72,15 +75,20 @@ class Planner:
         replicas: Sequence[Replica],
         place: Callable[[LiveRequest, Target], None],
         admission: AdmissionPolicy,
+        only: Callable[[Target], bool] = lambda target: True,
+        known: Sequence[str] = (),
     ) -> list[tuple[LiveRequest, str]]:
+        """Place those that some target takes; only: which are asked; known: why each request was declined so far."""
         if not requests:
             return []  # gentle promises often take everybody, and views of all replicas are not free
         now_s = time.monotonic()
         targets, routing = Targets(replicas, requests), self.policy.routing
         asked = {request.request_id: request for request in requests}
-        reasons = dict.fromkeys(asked, "no replica was asked")
+        reasons = dict(zip(asked, known or ["no replica was asked"] * len(asked), strict=True))
 
         def plan(target: Target, group: list[str]) -> set[str]:
+            if not only(target):
+                return set()
             decision = self._decide([asked[name] for name in group], target, now_s, admission)
             accepted = set(decision.accepted)
             taken = {name for name in group if asked[name].wire_id in accepted}

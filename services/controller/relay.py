@@ -25,7 +25,7 @@ class RelayTimes:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._limit_s = limit_s
         self._since = 0
-        self.p99_s = first_guess_s
+        self.p50_s = self.p99_s = first_guess_s
 
     def observe(self, seconds: float) -> None:
         """Take one measured time."""
@@ -34,7 +34,9 @@ class RelayTimes:
         if self._since >= _EVERY:
             self._since = 0
             ordered = sorted(self._recent)
-            self.p99_s = min(self._limit_s, max(0.0, ordered[int(0.99 * (len(ordered) - 1))]))
+            self.p50_s, self.p99_s = (
+                min(self._limit_s, max(0.0, ordered[int(share * (len(ordered) - 1))])) for share in (0.5, 0.99)
+            )
 
 
 class Relay:

@@ -33,6 +33,11 @@ class Target:
             return True
         return self.prefill is not None and leg_id(request) in self.prefill.placed.leaving
 
+    def hosts_hope(self) -> bool:
+        """Whether a hopeful request is on one of the workers."""
+        workers = (self.decode,) if self.prefill is None else (self.decode, self.prefill)
+        return any(mirror_of(worker).table.hosts_hope() for worker in workers)
+
     def __str__(self) -> str:
         if self.prefill is None:
             return self.decode.worker_id

@@ -129,7 +129,7 @@ def test_the_simulator_gets_the_real_runs_requests_and_reports_the_same_fields(p
     records = real_run()
     profile = profiles.load("a100-opt-7b")
     real = validity.real_figures(records)
-    simulated = validity.simulate(records, profile, policy, 1.0, validity.Engine(noise=0.05, margin=1.1, relay_s=0.01))
+    simulated = validity.simulate(records, profile, policy, 1.0, validity.Engine((0.95, 1.05), 1.1, 0.01))
     assert set(real.to_dict()) == set(simulated.to_dict())
     assert simulated.requests == simulated.finished == real.finished == len(records)
     assert simulated.prompt_tokens == real.prompt_tokens
@@ -141,17 +141,39 @@ def test_the_simulator_gets_the_real_runs_requests_and_reports_the_same_fields(p
 def test_the_simulator_takes_over_how_far_off_the_engine_was() -> None:
     records, profile = real_run(), profiles.load("a100-opt-7b")
     exact = validity.simulate(records, profile, "slos", 1.0, validity.Engine())
-    slower = validity.simulate(records, profile, "slos", 1.0, validity.Engine(off=1.2))
+    slower = validity.simulate(records, profile, "slos", 1.0, validity.Engine((1.2,)))
     assert exact.tpot_p50_ms is not None
     assert slower.tpot_p50_ms == pytest.approx(1.2 * exact.tpot_p50_ms, rel=0.05)
     assert slower.attainment <= exact.attainment
-    errors = [(0.9, 0.0), (1.0, 16.0), (1.1, 84.0), (1.2, 100.0), (float("inf"), 100.0)]
-    text = 'slos:time_margin_ratio{replica="r"} 1.25\nslos:relay_p99_seconds 0.02\n'
-    engine = validity.engine_of(errors, text)
-    assert engine.off == pytest.approx(1.05)
-    assert engine.noise == pytest.approx(0.05 / 1.05)
-    assert (engine.margin, engine.relay_s) == (1.25, 0.02)
-    assert validity.engine_of([], "") == validity.Engine()
+    later = validity.simulate(records, profile, "slos", 1.0, validity.Engine(transit_s=0.02))
+    assert exact.ttft_p50_ms is not None
+    assert later.ttft_p50_ms == pytest.approx(exact.ttft_p50_ms + 20.0)
+
+
+def test_how_the_engine_was_is_read_from_the_metrics() -> None:
+    def metrics(*counts: int) -> str:
+        edges = ("0.9", "1.0", "1.1", "1.2", "+Inf")
+        lines = [f'{sweep.STEP_ERROR}_bucket{{le="{e}"}} {n}' for e, n in zip(edges, counts, strict=True)]
+        return "\n".join([*lines, ""])
+
+    before = metrics(0, 0, 0, 0, 10) + 'slos:time_margin_ratio{replica="r"} 1.8\n'
+    after = metrics(0, 20, 80, 100, 110)
+    after += 'slos:time_margin_ratio{replica="r"} 1.25\nslos:relay_p50_seconds 0.01\nslos:relay_p99_seconds 0.02\n'
+    engine = validity.engine_of(after, before)
+    assert len(engine.factors) == validity.STEP_SHARES
+    assert engine.factors[0] == pytest.approx(0.9 + 0.1 * 0.5 / 20)
+    assert engine.factors[50] == pytest.approx(1.0 + 0.1 * 30.5 / 60)
+    assert engine.factors[-1] == pytest.approx(1.2 - 0.1 * 0.5 / 20)
+    assert engine.margin == pytest.approx((1.25 * 1.8) ** 0.5)
+    assert (engine.relay_s, engine.transit_s) == (0.02, 0.01)
+    assert validity.engine_of("", "") == validity.Engine()
+
+
+def test_a_refitted_model_counts_half() -> None:
+    before, after = TimeModel(((0.02, 1e-4, 0, 0, 0, 0),)), TimeModel(((0.04, 1e-4, 0, 2e-6, 0, 0),), source="refitted")
+    assert validity.halfway(before, after).lines == (pytest.approx((0.03, 1e-4, 0.0, 1e-6, 0.0, 0.0)),)
+    assert validity.halfway(before, after).source == "refitted"
+    assert validity.halfway(TimeModel((*before.lines, *after.lines)), after) == after
 
 
 def test_classes_of_the_real_run_keep_their_scaled_slos() -> None:
