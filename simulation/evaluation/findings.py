@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulation.evaluation.numbers import Table, capacity_table
+from simulation.evaluation.numbers import Table, capacity_table, geometric_mean
 from simulation.evaluation.sections import BASELINES
 
 TIE, BURSTY_TIE = 0.05, 0.15
@@ -38,7 +38,27 @@ SIMULATED = """## What is simulated, what is real
 
 def findings(known: dict[str, Any]) -> str:
     """The closing section."""
-    return SIMULATED + "\n" + _losses(known.get("capacity", []), known.get("equal-gpus", []))
+    capacities = known.get("capacity", [])
+    return "\n".join((SIMULATED, _together(capacities), _losses(capacities, known.get("equal-gpus", []))))
+
+
+def _together(capacities: Sequence[dict[str, Any]]) -> str:
+    """What several replicas carry, in all, over what one does."""
+    text = ["## What replicas carry together: total rate of slos over its rate on one\n"]
+    for profile, replicas in dict.fromkeys((r["profile"], r["asked_replicas"]) for r in capacities):
+        one, several = (capacity_table(capacities, profile, count) for count in (1, replicas))
+        times = {
+            scenario: replicas * cell["slos"] / one[scenario]["slos"]
+            for scenario, cell in several.items()
+            if replicas > 1 and cell.get("slos") and one.get(scenario, {}).get("slos")
+        }
+        if times:
+            cells = ", ".join(f"{scenario} {factor:.1f}" for scenario, factor in times.items())
+            mean = geometric_mean(times.values())
+            text.append(f"* {profile}, {replicas} replicas: {cells}; geo-mean of these {mean:.1f}")
+    if len(text) == 1:
+        text.append("* not known: slos was not run on one replica and on several")
+    return "\n".join(text) + "\n"
 
 
 def _losses(capacities: Sequence[dict[str, Any]], equal_gpus: Sequence[dict[str, Any]]) -> str:

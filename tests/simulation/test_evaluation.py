@@ -112,6 +112,22 @@ def test_losses_and_ties_are_all_named() -> None:
     assert "nowhere in the 1 cells" in findings({"capacity": [rows[0], {**rows[3], "rate_per_gpu": 2.0}]})
 
 
+def test_what_replicas_carry_together_is_a_multiple_of_what_one_does() -> None:
+    def row(scenario: str, replicas: int, rate: float) -> dict[str, object]:
+        return {
+            "profile": "p",
+            "asked_replicas": replicas,
+            "scenario": scenario,
+            "policy": "slos",
+            "rate_per_gpu": rate,
+        }
+
+    rows = [row("chatbot", 1, 2.0), row("chatbot", 4, 2.5), row("coding", 1, 1.0), row("coding", 4, 5.0)]
+    text = findings({"capacity": [*rows, row("mixed", 4, 3.0)]})
+    assert "* p, 4 replicas: chatbot 5.0, coding 20.0; geo-mean of these 10.0" in text
+    assert "not known: slos was not run on one replica and on several" in findings({"capacity": rows[:1]})
+
+
 def test_the_first_stage_answers_the_first_question_and_every_section_has_a_stage() -> None:
     scope = Scope()
     order = stages(scope)
