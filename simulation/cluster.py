@@ -19,7 +19,7 @@ from simulation.margins import PRECISION_TARGET, Margins
 from simulation.noise import StepNoise
 from simulation.profiles import Profile
 from simulation.replica import Replica, Undisturbed
-from simulation.requests import IN_TRANSIT, NOWHERE, Requests
+from simulation.requests import IN_TRANSIT, LEAVING, NOWHERE, Requests
 from simulation.transfers import Transfers
 from simulation.workload import Workload
 
@@ -203,8 +203,8 @@ class Cluster:
             if other is replica or not other.alive or not (other.busy or len(other.table)):
                 continue
             ends_s = other.busy_until_s if other.busy else now_s
-            if self.config.prefill_replicas:
-                until_s = min(until_s, ends_s)  # by a prompt that it hands over
+            if self.config.prefill_replicas or other.may_give_back:
+                until_s = min(until_s, ends_s)  # by a prompt that it hands over, or a request that it gives up
             elif self._rounds:
                 until_s = min(until_s, ends_s + other.next_round_after_s(self.workload))
         return until_s
@@ -214,7 +214,7 @@ class Cluster:
         self.requests.preemptions[row] += replica.table.preemptions[slot]
         context = int(replica.table.context[slot])
         replica.release(slot)
-        self.requests.replica[row] = NOWHERE
+        self.requests.replica[row] = LEAVING
         self.remember(replica, row, context)
 
     def remember(self, replica: Replica, row: int, context: int) -> None:

@@ -248,6 +248,11 @@ class Replica:
             self.counters,
         )
 
+    @property
+    def may_give_back(self) -> bool:
+        """A hopeful request has yet to begin here."""
+        return bool(self._hoping)
+
     def given_up(self) -> list[int]:
         """Slots of hopeful requests that were given up before anything of them was computed; asked after every step."""
         table, lost = self.table, []

@@ -13,8 +13,8 @@ from simulation.engine_step import Tokens
 from simulation.profiles import Profile
 from simulation.workload import Workload
 
-NOWHERE, IN_TRANSIT = -1, -2
-"""In place of a replica's index: on none, and with a prefill half on one and a place on another."""
+NOWHERE, IN_TRANSIT, LEAVING = -1, -2, -3
+"""In place of a replica's index: on none; with a prefill half on one and a place on another; in its last step."""
 
 
 @dataclass(slots=True)

@@ -198,5 +198,18 @@ def test_steps_run_in_one_go_are_the_steps_run_one_by_one(
     check_steps_run_in_one_go(workload, config)
 
 
+def test_a_run_of_steps_ends_where_another_replica_may_give_a_request_back() -> None:
+    prompts = (164, 289, 236, 199, 105, 128, 141, 243, 266, 10, 209, 65)
+    workload = requests(*[(0.0, prompt, 1) for prompt in prompts], (0.0, 99, 5))
+    check_steps_run_in_one_go(workload, ClusterConfig("slos", replicas=2, lengths=Lengths.ORACLE))
+
+
+def test_a_request_in_its_last_step_is_not_asked_about_again() -> None:
+    lengths = [(16, 1), (18, 55), (35, 2), (36, 42), (39, 9), (57, 24), (100, 27), (102, 21), (119, 43), (136, 49)]
+    lengths += [(142, 32), (161, 32), (167, 24), (180, 28), (247, 1), (255, 16), (287, 53), (290, 6)]
+    workload = requests(*[(0.0, prompt, output) for prompt, output in lengths])
+    check_steps_run_in_one_go(workload, ClusterConfig("slos", replicas=3, lengths=Lengths.ORACLE))
+
+
 def test_a_run_of_steps_ends_for_requests_that_arrive_at_the_same_moment() -> None:
     check_steps_run_in_one_go(requests(*[(0.0, 50, 40)] * 3), ClusterConfig("vllm-v1"))
