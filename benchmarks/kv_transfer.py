@@ -64,7 +64,7 @@ def behind_compute(pair: KvPair, tokens: int, rounds: int) -> dict[str, Any]:
         "compute_s": found["compute"],
         "waits_at_end_s": after_s,
         "waits_layer_wise_s": beside_s,
-        "hidden": 1.0 - beside_s / after_s,
+        "hidden": 1.0 - beside_s / after_s if after_s > 0.0 else None,
     }
 
 
@@ -96,7 +96,7 @@ def show(whole: common.Result) -> None:
         common.console().print(
             f"{row['tokens']} tokens, computed in {row['compute_s'] * 1e3:.0f} ms: sent at the end they wait "
             f"{row['waits_at_end_s'] * 1e3:.1f} ms, layer by layer {row['waits_layer_wise_s'] * 1e3:.1f} ms; "
-            f"{max(0.0, row['hidden']):.0%} hidden"
+            + ("too little to tell" if row["hidden"] is None else f"{max(0.0, row['hidden']):.0%} hidden")
         )
 
 

@@ -170,7 +170,7 @@ def kv_transfer(result: dict[str, Any]) -> str:
             f"{row['compute_s'] * 1e3:,.0f}",
             f"{row['waits_at_end_s'] * 1e3:.1f}",
             f"{row['waits_layer_wise_s'] * 1e3:.1f}",
-            f"{row['hidden']:.0%}" if row["hidden"] > 0.0 else "nothing",
+            "cannot be told" if row["hidden"] is None else f"{row['hidden']:.0%}" if row["hidden"] > 0.0 else "nothing",
         )
         for row in result["behind_compute"]
     ]
