@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,3 +183,16 @@ def test_hope_goes_where_least_prompt_work_is_ahead() -> None:
     assert hope(view("a", busy, cached=800), view("b", idle)) == Route(0)
     assert hope(view("a", busy), view("b", given_up)) == Route(1)
     assert hope(view("p", idle, "prefill"), view("d", idle, "decode")) is None
+
+
+@pytest.mark.parametrize("name", ["slos", "edf-exact"])
+def test_gentle_promises_leave_the_hopeful_their_place(name: str) -> None:
+    policy = registry.get(name)
+    assert policy.gentle is not None
+    assert policy.hope is not None
+    table = RequestTable()
+    prefill(table, "h", 0.25, 2000)
+    candidates = [Candidate("c", 0.0, 1500, Slo(0.25, 0.1), 10, 20)]
+    assert policy.admission.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ("c",)
+    assert policy.gentle.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ()
+    assert policy.hope.decide(0.0, table, 1000, MODEL, LIMITS, candidates).accepted == ()

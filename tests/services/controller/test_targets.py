@@ -54,12 +54,14 @@ async def test_workers_whose_kv_differs_are_never_paired_and_it_is_said_why() ->
     prefill, odd, fitting = replica("prefill-0"), replica("decode-0", layout="other"), replica("decode-1")
     found = Targets([prefill, odd, fitting])
     assert names(found.ordered()) == ["prefill-0 and decode-1"]
+    assert asked(make_request(prompt=PROMPT), [prefill, odd, fitting])[1:] == ["decode-0", "decode-1"]
     assert "[same], decode-0 [other]" in why_not_paired(prefill.info, odd.info)
     assert "decode-0 [other]" in why_alone(odd, [prefill, odd, fitting])
     assert why_alone(prefill, [prefill, odd, fitting]) == ""
     assert why_alone(odd, [odd, fitting]) == ""
     found = Targets([prefill, odd])
     assert names(found.ordered()) == ["decode-0", "prefill-0"]
+    assert asked(make_request(prompt=PROMPT), [prefill, odd]) == ["decode-0", "prefill-0"]
     assert "--kv-exchange" in why_alone(replica("decode-2", kv_address=""), [prefill])
 
 

@@ -111,8 +111,7 @@ async def test_fifty_prompts_with_cancels_in_between_are_the_references_tokens(
     assert len(prompts) == 50
     outputs = await serve(pair, prompts, leaving=10)
     right(reference, prompts, outputs)
-    # A worker keeps a prompt whose prefix it holds, or for which the other one has no room.
-    assert pair.slosctl_json("status")["kv_handovers"] >= len(prompts) // 2
+    assert pair.slosctl_json("status")["kv_handovers"] >= 40
     await settled(pair, "prefill-0", "decode-1")
 
 
