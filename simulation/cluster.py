@@ -12,7 +12,6 @@ import numpy as np
 from scheduling import registry
 from scheduling.policy import Policy
 from scheduling.request_table import FloatArray
-from scheduling.time_model import TimeModel
 from simulation.config import ClusterConfig, Lengths
 from simulation.controller import Controller
 from simulation.margins import PRECISION_TARGET, Margins
@@ -43,13 +42,11 @@ class Cluster:
         workload: Workload,
         profile: Profile,
         config: ClusterConfig,
-        steps: TimeModel | None = None,
         factors: FloatArray | None = None,
     ) -> None:
         """Build an idle cluster.
 
-        steps: how long steps take, where that is not what the profile says. factors: what their times are multiplied
-        by, one drawn for each, in place of the configuration's noise.
+        factors: what step times are multiplied by, one drawn for each, in place of the configuration's noise.
         """
         self.workload = workload
         self.profile = profile
@@ -58,12 +55,11 @@ class Cluster:
         self.policy = replace(policy, admits_all=True) if config.admit_all else policy
         self.requests = Requests.of(workload, profile, config.relay_s)
         model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)
-        engine = profile if steps is None else replace(profile, time_model=steps)
         self.replicas = [
             Replica(
                 index,
                 self._role(index),
-                engine,
+                profile,
                 model,
                 StepNoise(config.noise, (config.seed, index), factors),
                 config.seed,
