@@ -13,7 +13,10 @@ from typing import Any
 
 from benchmarks import common, render
 
-NAMES = ("planner", "step-scheduler", "overhead", "slo", "policies", "validity", "kv-transfer", "disaggregated")
+NAMES = (
+    *("planner", "simulator", "step-scheduler", "overhead", "slo", "policies", "validity"),
+    *("kv-transfer", "disaggregated"),
+)
 QUICK_RESULTS = Path(".slos/bench")
 _TIMEOUT_S = 7200.0
 

@@ -137,6 +137,32 @@ def planner(result: dict[str, Any]) -> str:
     )
 
 
+def simulator(result: dict[str, Any]) -> str:
+    """One row per scenario."""
+    head = (
+        "scenario",
+        "sessions/s and GPU",
+        "requests",
+        "requests/min and core",
+        "goal",
+        "plans/request",
+        "steps/request",
+    )
+    rows = [
+        (
+            name,
+            f"{row['rate_per_gpu']:g}",
+            f"{row['requests']:,}",
+            f"{row['requests_per_minute']:,}",
+            f"{row['target_per_minute']:,}",
+            f"{row['decisions_per_request']:.1f}",
+            f"{row['steps_per_request']:.1f}",
+        )
+        for name, row in result.items()
+    ]
+    return _table(head, rows)
+
+
 def step_scheduler(result: dict[str, Any]) -> str:
     """One row per number of running requests."""
     head = (
@@ -202,6 +228,7 @@ def disaggregated(result: dict[str, Any]) -> str:
 
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "planner": planner,
+    "simulator": simulator,
     "step-scheduler": step_scheduler,
     "kv-transfer": kv_transfer,
     "disaggregated": disaggregated,

@@ -185,10 +185,12 @@ class Cluster:
 
     def _leave_to(self, replica: Replica, now_s: float) -> Undisturbed:
         """What a replica may do before anybody has to look."""
-        until_s = min(self._undisturbed_until(replica, now_s), self.controller.next_retry_s)
+        if self.one_by_one:
+            return Undisturbed(now_s, in_one_call=False)
         room_below = self.controller.room_below(replica)
-        if self.one_by_one or self._margins is not None or (room_below and len(self.replicas) > 1):
+        if self._margins is not None or (room_below and len(self.replicas) > 1):
             return Undisturbed(now_s)
+        until_s = min(self._undisturbed_until(replica, now_s), self.controller.next_retry_s)
         estimated = REESTIMATE_EVERY_STEPS if self.config.lengths is Lengths.QUANTILE else 0
         return Undisturbed(until_s, room_below, estimated, self.policy.repeats_decodes)
 

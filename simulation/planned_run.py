@@ -69,6 +69,7 @@ def planner(batching: BatchPolicy, model: TimeModel, limits: EngineLimits) -> Pl
 def run_planned(
     now: float,
     until: float,
+    factor: float,
     most_steps: int,
     unestimated: bool,
     room_below: int,
@@ -80,8 +81,9 @@ def run_planned(
 ) -> tuple[float, float, float, int, int, int, int, int]:
     """Steps from now on, at most most_steps; the tokens of all but the last are delivered.
 
-    unestimated: end with the first step if it leaves a request that was expected to have finished. room_below: end
-    once fewer best-effort requests than this have yet to start (0: whatever they do). used: the table's high water.
+    factor: by how much steps take longer than their true model says (noise, where they are run one by one).
+    unestimated: end with the first step if it leaves a request that was expected to have finished. room_below: end once
+    fewer best-effort requests than this have yet to start (0: whatever they do). used: the table's high water.
 
     Returns start, end and predicted duration of the last step, the count of steps, and as `execute` the last step's
     tokens' slots, finished slots, and free blocks; last, the fewest blocks that were free after any step.
@@ -102,7 +104,7 @@ def run_planned(
                 planner.max_tokens, planner.max_requests, engine.block, planner.total_blocks, planner.max_spec,
             )  # fmt: skip
         end, emissions, done, free = execute(
-            now, 1.0, free, engine, decodes, verified, prefills, chunks, preempted, relegated
+            now, factor, free, engine, decodes, verified, prefills, chunks, preempted, relegated
         )
         fewest = min(fewest, free)
         if end <= now:

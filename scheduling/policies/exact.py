@@ -64,8 +64,9 @@ class ExactAdmission:
             beside_hopeful=self.beside_hopeful,
         )
         everyone = np.ones(len(possible), dtype=np.bool_)
-        verdict, _, *ends = problem.check(everyone)
-        if self.headroom != NO_HEADROOM:
+        verdict, bind, *ends = problem.check(everyone)
+        # One that cannot be promised for itself is not asked what it leaves to others.
+        if self.headroom != NO_HEADROOM and (verdict == FEASIBLE or len(possible) > 1):
             affords = self.headroom.affordable(problem, table, ends[0] if verdict == FEASIBLE else math.inf)
             if not affords.all():
                 for k in np.flatnonzero(~affords):
@@ -79,15 +80,18 @@ class ExactAdmission:
                 problem = problem.only(affords)
                 possible = problem.newcomers
                 everyone = everyone[affords]
-                verdict, _, *ends = problem.check(everyone)
+                verdict, bind, *ends = problem.check(everyone)
         search: dict[str, object] = {"labels": 0, "labels_ran_out": False}
         chosen = everyone
         if verdict != FEASIBLE:
-            first, verdicts, binds = problem.greedy()
-            chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, search)
-            if (chosen != first).any():
-                # Whether any of the others can join the set still, and why the rest cannot.
-                chosen, verdicts, binds = problem.greedy(chosen)
+            if len(possible) == 1:
+                chosen, verdicts, binds = ~everyone, np.array([verdict]), np.array([bind])
+            else:
+                first, verdicts, binds = problem.greedy()
+                chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, search)
+                if (chosen != first).any():
+                    # Whether any of the others can join the set still, and why the rest cannot.
+                    chosen, verdicts, binds = problem.greedy(chosen)
             _, _, *ends = problem.check(chosen)
             for k in np.flatnonzero(~chosen):
                 why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
@@ -119,7 +123,7 @@ class ExactAdmission:
         found_by: dict[str, object],
     ) -> BoolArray:
         """Most valuable of {`best`, label search, Algorithm 1} that the oracle holds feasible; all do not fit."""
-        if self.max_labels == 0 or len(problem.items) == 1:
+        if self.max_labels == 0:
             return best
         best_value = float(problem.item_value[best].sum())
         found, value, used, ran_out = problem.label_search(self.max_labels, best_value)

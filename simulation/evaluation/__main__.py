@@ -68,10 +68,20 @@ def main() -> None:
 
 
 def fill(book: Book, name: str, jobs: list[Job], effort: Effort, again: bool = False) -> None:
-    """Compute a section's rows that are missing or do not hold, or all again; each is kept as soon as it is known."""
+    """Compute a section's rows that are missing or do not hold, or all again; each is kept as soon as it is known.
+
+    What another section found by the same run is taken from there.
+    """
     how = {"slice_s": effort.slice_s, "tolerance": effort.tolerance, "public_data": bool(effort.data)}
     made = [made_of(job.work, effort) for job in jobs]
-    wanted = [k for k, job in enumerate(jobs) if again or not book.holds(name, job.row, made[k])]
+    wanted = []
+    for k, job in enumerate(jobs):
+        if again or not book.holds(name, job.row, made[k]):
+            known = None if again else book.same_run(job.row, made[k])
+            if known is None:
+                wanted.append(k)
+            else:
+                book.add(name, {**job.row, **known})
 
     def keep(index: int, figures: Figures) -> None:
         number = wanted[index]

@@ -47,6 +47,14 @@ class Book:
         old: Mapping[str, str] = _same_cell(self.known.get(section, []), row).get("made_of", {})
         return old.get("run") == made_of["run"] and self.behaves(row, old, made_of)
 
+    def same_run(self, row: Figures, made_of: Mapping[str, str]) -> Figures | None:
+        """What a row of any section says of the same run, and what that was made of; None without one that holds."""
+        for known in (known for rows in self.known.values() for known in rows):
+            old = known.get("made_of", {})
+            if old.get("run") == made_of["run"] and self.behaves(row, old, made_of):
+                return {name: value for name, value in known.items() if name not in CELL}
+        return None
+
     def behaves(self, row: Figures, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
         """Whether a policy does with its new code, the one that runs here, what it did with the old.
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import all as every
-from benchmarks import common, overhead, planner, policies, prometheus, render, sweep, validity
+from benchmarks import common, overhead, planner, policies, prometheus, render, simulator, sweep, validity
 from loadtest.records import Record
 from scheduling.time_model import TimeModel
 from simulation import profiles
@@ -283,3 +283,13 @@ def test_the_planner_is_measured_in_every_case_that_has_a_goal() -> None:
     assert all(found["p99_ms"] > 0 for found in result["targets"].values())
     assert result["admission slos"]["4 tiers, 500+50"]["n"] == 3
     assert "| admission slos | 4 tiers, 500+50 | 3 |" in render.planner(result)
+
+
+def test_the_simulators_speed_is_that_of_a_whole_run() -> None:
+    found = simulator.play("chatbot", "vllm-v1", slice_s=10.0, seed=0)
+    assert found["requests"] > 50
+    assert found["requests_per_minute"] == pytest.approx(60.0 * found["requests"] / found["cpu_s"], rel=0.05)
+    assert found["steps_per_request"] > 1.0
+    assert found["decisions_per_request"] == 0.0  # it promises to everybody, and asks nobody
+    row = f"| chatbot | 2.45 | {found['requests']:,} | {found['requests_per_minute']:,} | 100,000 | 0.0 |"
+    assert row in render.simulator({"chatbot": found})

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from scheduling.registry import POLICIES
 from simulation import cache
 from simulation.cache import ENTRY, modules, version
+from simulation.config import Lengths
 from simulation.evaluation import document, numbers, published
 from simulation.evaluation.__main__ import fill
 from simulation.evaluation.behaviour import behaviour
@@ -195,6 +197,28 @@ def test_only_rows_that_no_longer_hold_are_computed_again(tmp_path: Path) -> Non
     assert "vllm-v1 in chatbot, sarathi in chatbot" in document.older(book, of_before)
     fill(book, "precision", jobs, effort, again=True)
     assert all(row["attained"] >= 0.0 for row in book.known["precision"])
+
+
+def test_what_another_section_found_by_the_same_run_is_not_computed_again(tmp_path: Path) -> None:
+    effort = Effort(None, str(tmp_path / "cache"), slice_s=10.0, quiet=True)
+    search = Search("vllm-v1", "a100-opt-7b", "chatbot")
+    book = Book(tmp_path)
+    fill(book, "precision", [Job(Probe(search, 0.5), {"noise": 0.0})], effort)
+    book.known["precision"][0]["attained"] = -1.0
+    stated = replace(search, changes=(("lengths", Lengths.QUANTILE),))
+    jobs = [Job(Probe(stated, 0.5)), Job(Probe(replace(stated, seed=1), 0.5))]
+    fill(book, "lengths", jobs, effort)
+    same, other = book.known["lengths"]
+    assert (same["attained"], same["changes"], same.get("noise")) == (-1.0, {"lengths": "quantile"}, None)
+    assert other["attained"] >= 0.0
+    assert all(book.holds("lengths", job.row, made_of(job.work, effort)) for job in jobs)
+
+    book.known["precision"][0]["made_of"] = {**same["made_of"], "policy": "older"}
+    fill(book, "scale", jobs[:1], effort)
+    assert book.known["scale"][0]["attained"] == -1.0  # from the other section that holds
+    book.known["lengths"], book.known["scale"] = [], []
+    fill(book, "scale", jobs[:1], effort)
+    assert book.known["scale"][0]["attained"] >= 0.0
 
 
 def test_behaviours_are_equal_for_equal_decisions_alone() -> None:

@@ -20,7 +20,9 @@ from tests.engine_vllm.reference import TOLERANCE, Reference
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(600)]
 
-LOOSE = common_pb2.SloSpec(slo_class="chatbot", ttft_ms=120_000.0, tpot_ms=10_000.0)
+LOOSE = common_pb2.SloSpec(slo_class="chatbot", ttft_ms=1_200_000.0, tpot_ms=10_000.0)
+"""So far off that a pair promises it on any machine: a prompt ten times as long as others must leave 90 % of its TTFT
+to those to come (scheduling.headroom), and goes to the decode worker alone where the queue for prefill takes longer."""
 OUTPUT_TOKENS = 12
 TOPICS = ("the sea", "a clock", "bread", "winter", "a bridge", "chess", "the moon", "tea", "a violin", "rust")
 SHARED = "Here are facts for you to use. " + "The keeper of the lighthouse writes down every ship. " * 16
