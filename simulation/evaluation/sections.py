@@ -198,15 +198,27 @@ def routing(scope: Scope, known: Known) -> list[Job]:
     ]
 
 
+VERIFIED_TOKENS = (1, 4, 2)
+"""Per decode, where a baseline is given speculation; 1: it does without. What carries most counts."""
+
+
 def extras(scope: Scope, known: Known) -> list[Job]:
     """Speculation and prefix cache, given to every policy that can use them."""
-    jobs = []
-    for policy in scope.policies:
-        for scenario in scope.scenarios:
-            changes: tuple[tuple[str, Any], ...] = (("prefix_cache", True), ("speculation", True))
-            search = Search(policy, scope.profiles[0], scenario, changes=changes)
-            jobs.append(Job(_with_drafts(search) if policy in BASELINES else search))
-    return jobs
+    both: tuple[tuple[str, Any], ...] = (("prefix_cache", True), ("speculation", True))
+    ours = [
+        Job(Search(policy, scope.profiles[0], scenario, changes=both))
+        for policy in scope.policies
+        if policy not in BASELINES
+        for scenario in scope.scenarios
+    ]
+    theirs = [
+        Job(_verifying(tokens, Search(policy, scope.profiles[0], scenario, changes=both)))
+        for tokens in VERIFIED_TOKENS
+        for policy in scope.policies
+        if policy in BASELINES
+        for scenario in scope.scenarios
+    ]
+    return ours + theirs
 
 
 def scale(scope: Scope, known: Known) -> list[Job]:
@@ -281,9 +293,11 @@ def stages(scope: Scope) -> list[tuple[str, Scope]]:
     ]
 
 
-def _with_drafts(search: Search) -> Search:
+def _verifying(tokens: int, search: Search) -> Search:
+    if tokens == 1:
+        return replace(search, changes=tuple(c for c in search.changes if c[0] != "speculation"))
     options = tuned(search.policy, search.profile, search.scenario).options
-    return replace(search, changes=(*search.changes, ("policy_options", (*options, ("spec_tokens", 4)))))
+    return replace(search, changes=(*search.changes, ("policy_options", (*options, ("spec_tokens", tokens)))))
 
 
 def _rate(capacities: Sequence[Figures], policy: str, profile: str, scenario: str) -> float:

@@ -23,7 +23,7 @@ from simulation.evaluation.capacity_tables import capacity_missing
 from simulation.evaluation.findings import findings
 from simulation.evaluation.fleet_tables import equal_gpus_section, pairs_section
 from simulation.evaluation.jobs import Effort, Fleet, Probe, Search, code_now, made_of
-from simulation.evaluation.sections import SECTIONS, Job, Scope, equal_gpus, pairs, stages
+from simulation.evaluation.sections import SECTIONS, Job, Scope, equal_gpus, extras, pairs, stages
 from simulation.evaluation.settings import GRIDS, TUNED, candidates, tuned
 
 
@@ -236,6 +236,18 @@ def test_everybody_gets_the_gpus_of_distserves_best_ratio(tmp_path: Path) -> Non
     text = equal_gpus_section(rows, tmp_path)
     assert "| coding (3) |" in text
     assert "2.00x" in text
+
+
+def test_baselines_verify_as_many_tokens_as_carry_most(tmp_path: Path) -> None:
+    jobs = extras(Scope(("a100-opt-13b-kv",), ("coding",), ("qoserve", "slos")), {})
+    clusters = [job.search.spec(Effort(None, "")).cluster for job in jobs]
+    assert all(cluster.prefix_cache for cluster in clusters)
+    verified = [(c.policy, c.speculation, dict(c.policy_options).get("spec_tokens")) for c in clusters]
+    assert verified == [("slos", True, None), *(("qoserve", n > 1, n if n > 1 else None) for n in (1, 4, 2))]
+    rates = (4.0, 2.0, 1.0, 1.5)
+    rows = [{**job.row, "rate_per_gpu": rate, "tuned": True} for job, rate in zip(jobs, rates, strict=True)]
+    text = document._extras(rows, tmp_path)
+    assert "| 2.000 | 4.000 |" in text
 
 
 def test_fleets_of_pairs_are_compared_with_distserve_at_its_best(tmp_path: Path) -> None:
