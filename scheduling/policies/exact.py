@@ -13,7 +13,7 @@ from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.explain import plan_lines
 from scheduling.headroom import NO_HEADROOM, Headroom, too_large
 from scheduling.kernels.rollout import FEASIBLE
-from scheduling.request_table import BoolArray, RequestTable
+from scheduling.request_table import BoolArray, IntArray, RequestTable
 from scheduling.tiers import MAX_NEW, build_tiers
 from scheduling.time_model import TimeModel
 from scheduling.types import AdmissionDecision, Candidate, EngineLimits
@@ -84,14 +84,8 @@ class ExactAdmission:
         search: dict[str, object] = {"labels": 0, "labels_ran_out": False}
         chosen = everyone
         if verdict != FEASIBLE:
-            if len(possible) == 1:
-                chosen, verdicts, binds = ~everyone, np.array([verdict]), np.array([bind])
-            else:
-                first, verdicts, binds = problem.greedy()
-                chosen = self._search(problem, first, (now_s, table, free_blocks, model, limits), possible, search)
-                if (chosen != first).any():
-                    # Whether any of the others can join the set still, and why the rest cannot.
-                    chosen, verdicts, binds = problem.greedy(chosen)
+            replica = (now_s, table, free_blocks, model, limits)
+            chosen, verdicts, binds = self._choose(problem, (verdict, bind), replica, possible, search)
             _, _, *ends = problem.check(chosen)
             for k in np.flatnonzero(~chosen):
                 why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
@@ -113,6 +107,25 @@ class ExactAdmission:
         if self.explain_lines:
             explain["lines"] = plan_lines(problem, chosen)
         return explain
+
+    def _choose(
+        self,
+        problem: Problem,
+        of_all: tuple[int, int],
+        replica: tuple[float, RequestTable, int, TimeModel, EngineLimits],
+        possible: list[Newcomer],
+        found_by: dict[str, object],
+    ) -> tuple[BoolArray, IntArray, IntArray]:
+        """Whom to take where all do not fit; (accepted, verdict, column that binds) for each newcomer.
+
+        of_all: verdict on all of them, and the column that binds.
+        """
+        if len(possible) == 1:
+            return np.zeros(1, np.bool_), np.array(of_all[:1]), np.array(of_all[1:])
+        first, verdicts, binds = problem.greedy()
+        chosen = self._search(problem, first, replica, possible, found_by)
+        # Whether any of the others can join a set that is not the first still, and why the rest cannot.
+        return problem.greedy(chosen) if (chosen != first).any() else (chosen, verdicts, binds)
 
     def _search(
         self,
