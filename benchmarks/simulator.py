@@ -13,12 +13,9 @@ from typing import Any
 
 from benchmarks import common
 from scheduling.compile import warm_up
-from simulation import profiles
-from simulation.cluster import Cluster
 from simulation.config import ClusterConfig
 from simulation.results import scores, summarize
-from simulation.scenarios import slices
-from simulation.scenarios.catalog import find_scenario
+from simulation.run import RunSpec, build
 from simulation.scenarios.sources import SLICE_S
 
 PROFILE = "a100-opt-13b-kv"
@@ -31,10 +28,8 @@ QUICK_SLICE_S = 60.0
 
 def play(scenario: str, policy: str, slice_s: float, seed: int) -> dict[str, Any]:
     """Play one run on this core; ValueError for an unknown scenario or policy."""
-    profile = profiles.load(PROFILE)
-    rate = RATES_PER_GPU[scenario] * REPLICAS * profile.gpus_per_replica
-    workload = slices.build(find_scenario(scenario), rate, seed=seed, slice_s=slice_s)
-    cluster = Cluster(workload, profile, ClusterConfig(policy, replicas=REPLICAS, seed=seed))
+    config = ClusterConfig(policy, replicas=REPLICAS, seed=seed)
+    cluster = build(RunSpec(scenario, PROFILE, RATES_PER_GPU[scenario], config, slice_s=slice_s))
     started_s = time.process_time()
     cluster.run()
     spent_s = time.process_time() - started_s

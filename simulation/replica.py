@@ -85,10 +85,6 @@ class Replica:
         self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
         self._next_round_after_s: float | None = None
         self._hoping: set[int] = set()
-        self._planned_with: TimeModel | None = None
-        self._planner_now: planned_run.Planner | None = None
-        self._unstarted: int | None = None
-        self._engine_now: engine_step.Engine | None = None
 
     @property
     def busy(self) -> bool:
@@ -110,20 +106,7 @@ class Replica:
 
     def unstarted(self) -> int:
         """Best-effort requests without hope of which nothing has been computed."""
-        if self._unstarted is None:
-            self._unstarted = planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
-        return self._unstarted
-
-    def promote(self, slot: int) -> None:
-        """Promise a best-effort resident everything."""
-        self._unstarted = None
-        self.table.standard[slot] = True
-
-    def preempt(self, slot: int) -> None:
-        """Free the KV blocks of a resident, which begins again."""
-        self._unstarted = None
-        self.free_blocks += int(self.table.kv_blocks[slot])
-        self.table.preempted(slot)
+        return planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
 
     def planning_time_s(self, now_s: float) -> float:
         """The moment that the table stands for, as a planner would predict it."""
@@ -138,7 +121,6 @@ class Replica:
             self._emitted = np.zeros((2, len(self.table.active)), np.int64)
             self._finished = np.zeros(len(self.table.active), np.int64)
         self._side[:, slot] = (row, output_left, thinking_left)
-        self._unstarted = None
         if self.table.hopeful[slot]:
             self._hoping.add(slot)
         self._next_round_after_s = None
@@ -172,7 +154,7 @@ class Replica:
         While nobody else has a word, steps are run in one go, and the step returned is the last of them.
         """
         together = now_s < leave.until_s and self._noise.none
-        planner = self._planner(batching) if leave.in_one_call else None
+        planner = planned_run.planner(batching, self.planner_model, self.limits) if leave.in_one_call else None
         if planner is not None:
             # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
             alone = together and self.role == "both"
@@ -217,7 +199,6 @@ class Replica:
                     plan.relegate_slots,
                 )
             fewest = free
-        self._unstarted = None
         self.free_blocks = free
         if self.free_blocks < 0:
             raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
@@ -242,13 +223,6 @@ class Replica:
         )
         return self.step, finished
 
-    def _planner(self, batching: BatchPolicy) -> planned_run.Planner | None:
-        """What plans and runs steps in one call; None where the policy has no such thing."""
-        if self._planned_with is not self.planner_model:
-            self._planned_with = self.planner_model
-            self._planner_now = planned_run.planner(batching, self.planner_model, self.limits)
-        return self._planner_now
-
     def _until_corrected(self, leave: Undisturbed) -> tuple[int, bool]:
         """Steps that may run in one go, and whether the first of them is one after which estimates are corrected.
 
@@ -261,23 +235,21 @@ class Replica:
         return (to_go, False) if to_go else (every, True)
 
     def _engine(self, requests: Requests) -> engine_step.Engine:
-        table, known = self.table, self._engine_now
-        if known is None or known.ints is not table.ints or known.side is not self._side:
-            known = self._engine_now = engine_step.Engine(
-                self._lines,
-                self.limits.block_size,
-                self.acceptance,
-                table.ints,
-                table.floats,
-                table.flags,
-                self._side,
-                self._seed,
-                self._emitted,
-                self._finished,
-                requests.late,
-                self.counters,
-            )
-        return known
+        table = self.table
+        return engine_step.Engine(
+            self._lines,
+            self.limits.block_size,
+            self.acceptance,
+            table.ints,
+            table.floats,
+            table.flags,
+            self._side,
+            self._seed,
+            self._emitted,
+            self._finished,
+            requests.late,
+            self.counters,
+        )
 
     @property
     def may_give_back(self) -> bool:
@@ -296,7 +268,6 @@ class Replica:
 
     def release(self, slot: int) -> int:
         """Take a request out of the table; returns the KV blocks it held, which are free again."""
-        self._unstarted = None
         self._next_round_after_s = None
         self._hoping.discard(slot)
         blocks = int(self.table.kv_blocks[slot])
@@ -311,7 +282,6 @@ class Replica:
             rows.extend(self.step.finished_rows)
         self.alive = False
         self.step = None
-        self._unstarted = None
         self._next_round_after_s = None
         self.table = RequestTable(len(self.table.active))
         self._hoping.clear()

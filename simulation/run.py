@@ -37,8 +37,8 @@ class RunSpec:
         return replace(self, cluster=replace(self.cluster, seed=seed))
 
 
-def simulate(spec: RunSpec) -> Cluster:
-    """Play the run to its end."""
+def build(spec: RunSpec) -> Cluster:
+    """The run, with nothing played yet."""
     profile = profiles.load(spec.profile)
     workload = slices.build(
         find_scenario(spec.scenario),
@@ -48,7 +48,12 @@ def simulate(spec: RunSpec) -> Cluster:
         data=Path(spec.data) if spec.data else None,
         slice_s=spec.slice_s,
     )
-    cluster = Cluster(workload, profile, spec.cluster)
+    return Cluster(workload, profile, spec.cluster)
+
+
+def simulate(spec: RunSpec) -> Cluster:
+    """Play the run to its end."""
+    cluster = build(spec)
     cluster.run()
     return cluster
 

@@ -33,8 +33,9 @@ def capacity_section(rows: Rows, out: Path) -> str:
 
 
 def capacity_missing(rows: Rows) -> list[str]:
-    """Parts of the full grid that hold no row at all, and seeds that are still single."""
+    """Parts of the full grid that hold no row, or not all of the first seed's, and seeds that are still single."""
     grid = Scope()
+    cells = {(r["profile"], r["asked_replicas"], r["policy"], r["scenario"]) for r in rows if r["seed"] == 0}
     seen = {(r["profile"], r["asked_replicas"]) for r in rows}
     missing = [
         f"* capacity on {profile} at {replicas} replica{'s' if replicas > 1 else ''}"
@@ -43,6 +44,13 @@ def capacity_missing(rows: Rows) -> list[str]:
         for replicas in grid.replicas
         if (profile, replicas) not in seen
     ]
+    for profile, replicas in sorted(seen):
+        lacking = sum((profile, replicas, p, s) not in cells for p in grid.policies for s in grid.scenarios)
+        if lacking:
+            whole = len(grid.policies) * len(grid.scenarios)
+            missing.append(
+                f"* {lacking} of {whole} cells of {profile}, {replicas} replica{'s' if replicas > 1 else ''}"
+            )
     if rows and all(r["seed"] == 0 for r in rows):
         missing.append(f"* capacity over three seeds on {' and '.join(THREE_SEEDS)} (`--only capacity`)")
     return missing

@@ -152,6 +152,7 @@ def test_rows_are_kept_at_once_and_replaced_by_cell(tmp_path: Path) -> None:
     assert "three seeds" in missing
     assert "--profile a100-opt-13b-kv --replicas 1" in missing
     assert "--profile a100-opt-7b --replicas 1" not in missing
+    assert "47 of 48 cells of a100-opt-7b, 1 replica" in missing
 
 
 def test_baselines_do_not_depend_on_the_code_of_slos() -> None:
