@@ -219,7 +219,7 @@ def _extras(rows: Rows, out: Path) -> str:
     return (
         "## With speculation and prefix cache for every policy that can use them\n\n"
         + one_table(list(best.values()), rows[0]["profile"], 1)
-        + "\nBaselines verify two or four tokens per decode, or do without, whichever carries most (of what was run); "
+        + "\nBaselines verify two or four tokens per decode, or do without, whichever carries most; "
         "acceptance is drawn at the profile's rate.\n"
     )
 
