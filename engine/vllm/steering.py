@@ -126,6 +126,9 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
                     continue
                 if self._is_blocked(request) or self._awaits_load(request):
                     hidden.append(resident.slot)
+                elif queue is self.kv_holding_waiting:
+                    self._residents.sync(resident)
+                    self._residents.table.kv_blocks[resident.slot] = self._blocks(request.request_id)
                 elif place < PREFIX_LOOKUPS or resident.changed:
                     self._look_up_prefix(resident)
         return hidden
@@ -235,8 +238,9 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
                 queue.clear()
                 queue.extend(requests)
             for request in queue:
-                if self._awaits_load(request):
-                    # The load needs no computation; without one the request's own prefill begins with a token.
+                if self._awaits_load(request) or queue is self.kv_holding_waiting:
+                    # The load needs no computation; without one the request's own prefill begins with a token. And
+                    # vLLM looks at nobody else while one that holds KV is left out.
                     allowed.setdefault(request.request_id, 1)
 
     def _is_idle_by_mistake(self, output: Any) -> bool:

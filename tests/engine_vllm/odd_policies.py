@@ -137,6 +137,25 @@ class StandardOnly:
         return self.inner.plan(now_s, table, free_blocks, model, limits)
 
 
+@dataclass(slots=True)
+class NewcomersFirst:
+    """Whoever holds KV sits out while somebody holds none; seen: prompt tokens left at the first step, by slot."""
+
+    inner: BatchPolicy
+    seen: dict[int, int] | None = None
+
+    def plan(
+        self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
+    ) -> BatchPlan:
+        """Plan one step."""
+        if self.seen is None:
+            self.seen = {slot: int(table.prefill_remaining[slot]) for slot in table.slots().tolist()}
+        if (table.kv_blocks[table.slots()] == 0).any():
+            table = table.copy()
+            table.active &= table.kv_blocks == 0
+        return self.inner.plan(now_s, table, free_blocks, model, limits)
+
+
 class Failing:
     """Raises at two steps of three."""
 

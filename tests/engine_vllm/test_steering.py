@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine.vllm.bare_scheduler import BareScheduler
 from engine.vllm.config import VllmConfig
-from tests.engine_vllm.odd_policies import Whims
+from scheduling import registry
+from tests.engine_vllm.odd_policies import NewcomersFirst, Whims
 from tests.engine_vllm.recording_scheduler import RecordingScheduler
 
 pytestmark = pytest.mark.real_engine
@@ -128,3 +129,26 @@ def test_nothing_is_lost_when_memory_is_short(scarce: BareScheduler, seed: int, 
     asked = play(scarce, draw, requests=draw.randrange(1, 10), share_prefix=True)
     assert_all_done(scarce, asked)
     assert max(r.batch_tokens for r in scarce.scheduler.records) <= 128
+
+
+def test_requests_whose_kv_has_come_hold_up_nobody_who_is_planned(ample: BareScheduler) -> None:
+    """vLLM looks at nobody else while a request that holds KV waits and is left out of the step."""
+    scheduler = ample.scheduler
+    policy = NewcomersFirst(registry.batch_policy("vllm-v1"))
+    scheduler.use(policy)
+    scheduler.records.clear()
+    ample.add("loaded", list(range(3, 103)), 4)
+    ample.add("new", list(range(203, 263)), 4)
+    loaded = scheduler.requests["loaded-00000000"]
+    scheduler.waiting.remove_requests([loaded])
+    scheduler.kv_cache_manager.allocate_slots(loaded, loaded.num_tokens)
+    loaded.num_computed_tokens = loaded.num_tokens - 1
+    scheduler.kv_holding_waiting.add_request(loaded)
+    assert ample.step().num_scheduled_tokens == {"loaded-00000000": 1, "new-00000000": 60}
+    assert not scheduler.records[-1].stock
+    assert policy.seen is not None
+    assert sorted(policy.seen.values()) == [1, 60]
+    scheduler.check()
+    while scheduler.requests:
+        ample.step()
+    assert_all_done(ample, {"loaded": 4, "new": 4})
