@@ -118,7 +118,8 @@ class RequestUpdate:
 
     finish_reason: "", "stop", "length", "cancelled" or "error" (then error says why). kv_handle: at the end of a
     prefill half, what the engine that decodes must be told before it can fetch the KV (hand_over); opaque, and empty
-    where the transport does not need it.
+    where the transport does not need it. accepted_draft_tokens of draft_tokens: in this step. accept_rate: chance that
+    a drafted token is accepted, as the engine plans with it; 0 where it says nothing about that.
     """
 
     request_id: str
@@ -134,6 +135,7 @@ class RequestUpdate:
     cached_tokens: int = 0
     accepted_draft_tokens: int = 0
     draft_tokens: int = 0
+    accept_rate: float = 0.0
     relegated: bool = False
     kv_recomputed: bool = False
     kv_handle: str = ""

@@ -7,7 +7,7 @@ Map of the folder
   time_model, fit         step time: prediction, inverse; fit from measured batches
   margin                  safety margin learned from the model's errors
   refit                   another time model for an engine that has drifted from its own
-  lengths, speculation    online estimates of output lengths and of acceptance; the paper's speculation lengths
+  lengths, speculation    online estimates of output lengths and of acceptance; what admission counts on
   scoring                 the one function that says whether SLOs were kept
   batching                the default batch policy and its settings
   admission, explain      the admission problem of one replica as arrays, its exact oracle, its numbers for people

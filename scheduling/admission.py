@@ -22,6 +22,7 @@ from scheduling.kernels.search import all_at_once, greedy
 from scheduling.kernels.spare import leaves_enough
 from scheduling.kernels.step import batch_caps
 from scheduling.request_table import HOPEFUL, STANDARD, BoolArray, FloatArray, IntArray, RequestTable
+from scheduling.speculation import counted_on
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits
 
@@ -250,6 +251,10 @@ def build(
     lines = model.array.copy()
     if best_effort_floor > 0.0 and best_effort:
         lines /= 1.0 - best_effort_floor
+    caps = batch_caps(lines, settings_array(settings))
+    if limits.max_spec_tokens > 1 and len(residents):
+        accept_rate = table.accept_rate[residents]
+        lines = counted_on(accept_rate, state, items, item_rem, lines, caps, limits.max_spec_tokens)
     return Problem(
         now_s=now_s,
         newcomers=ordered,
@@ -262,7 +267,7 @@ def build(
         item_value=np.array([new.value for new in ordered], dtype=np.float64),
         item_position=item_position,
         lines=lines,
-        caps=batch_caps(lines, settings_array(settings)),
+        caps=caps,
         limits=limits,
         capacity_blocks=float(free_blocks + held_blocks),
     )

@@ -1,29 +1,27 @@
-"""Speculation (ALGORITHMS section 5): measured acceptance, and the paper's choice of lengths per tier.
+"""Measured acceptance of drafted tokens (ALGORITHMS section 5: per tier and class), and what admission counts on.
 
-The default policy chooses lengths inside its step plan (scheduling.kernels.speculation, the strict form); the paper's
-own formula, for its own scoring, is here.
+Lengths are chosen inside the step plan: scheduling.kernels.speculation, the strict form.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import numpy as np
 
-from scheduling.time_model import TimeModel
+from scheduling.kernels.rows import PACE, REM
+from scheduling.kernels.speculation import count_on
+from scheduling.request_table import FloatArray, IntArray
 
-MAX_LENGTH = 10
-
-
-def expected_tokens(acceptance: float, length: int) -> float:
-    """Acc(sl) = (1 - a^sl) / (1 - a): tokens expected from verifying `length` tokens, drafts + 1."""
-    return float(length) if acceptance >= 1.0 else (1.0 - acceptance**length) / (1.0 - acceptance)
+PRIOR_TRIES = 20.0
+SKIPPED_TRIES = 0.01
+"""What a step without speculation weighs, in tries, when what was seen fades."""
+LEAST, MOST = 0.001, 0.99
 
 
 class AcceptanceEstimator:
-    """Acceptance per tier and class: an exponential average of the share of drafted tokens that were accepted.
+    """Acceptance per class and tier: an exponential average over drafted tokens that were tried.
 
-    The share is per position, as the formula wants it: after the first refusal of a step nothing was tried.
+    The share is per position, as the formula wants it: after the first refusal of a step nothing was tried. A step
+    that should have verified drafts and had none counts as a refusal of the first: what plans count on is tokens.
     """
 
     def __init__(self, prior: float = 0.5, memory_tokens: float = 500.0) -> None:
@@ -34,64 +32,55 @@ class AcceptanceEstimator:
         self._memory = memory_tokens
         self._tried: dict[tuple[str, float], tuple[float, float]] = {}
 
-    def observe(self, slo_class: str, tpot_s: float, drafted: int, accepted: int) -> None:
-        """Learn from one step of one request."""
+    def observe(self, slo_class: str, tpot_s: float, drafted: int, accepted: int) -> float:
+        """Learn from one step of one request that was to verify drafts; returns the rate.
+
+        drafted: those there were; accepted: the first of them that were right.
+        """
         if not 0 <= accepted <= drafted:
             raise ValueError(f"{accepted} of {drafted} drafted tokens accepted")
-        tries = min(accepted + 1, drafted)
-        if tries == 0:
-            return
+        tries = max(1, min(accepted + 1, drafted))
         kept = max(0.0, 1.0 - tries / self._memory)
-        hits, total = self._tried.get((slo_class, tpot_s), (self._prior * 20.0, 20.0))
+        hits, total = self._seen(slo_class, tpot_s)
         self._tried[slo_class, tpot_s] = (hits * kept + accepted, total * kept + tries)
+        return self.rate(slo_class, tpot_s)
+
+    def skipped(self, slo_class: str, tpot_s: float) -> float:
+        """Account for a step without speculation; returns the rate.
+
+        What was seen fades towards the prior, slowly: drafts that did not pay are tried again one day.
+        """
+        hits, total = self._seen(slo_class, tpot_s)
+        self._tried[slo_class, tpot_s] = (hits + (self._prior * total - hits) * SKIPPED_TRIES / self._memory, total)
+        return self.rate(slo_class, tpot_s)
 
     def rate(self, slo_class: str, tpot_s: float) -> float:
-        """Chance that a drafted token is accepted."""
-        hits, total = self._tried.get((slo_class, tpot_s), (self._prior, 1.0))
-        return min(max(hits / total, 0.0), 0.99)
+        """Chance that a drafted token is accepted; never 0, which stands for no speculation at all."""
+        hits, total = self._seen(slo_class, tpot_s)
+        return min(max(hits / total, LEAST), MOST)
+
+    def _seen(self, slo_class: str, tpot_s: float) -> tuple[float, float]:
+        return self._tried.get((slo_class, tpot_s), (self._prior * PRIOR_TRIES, PRIOR_TRIES))
 
 
-@dataclass(frozen=True, slots=True)
-class TierLoad:
-    """Decodes of one tier."""
+def counted_on(
+    accept_rate: FloatArray,
+    state: FloatArray,
+    items: IntArray,
+    item_rem: FloatArray,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_spec: int,
+) -> FloatArray:
+    """Lines of steps that speculate; the state's paces become those of such steps.
 
-    tpot_s: float
-    requests: int
-    acceptance: float
-
-
-def paper_lengths(tiers: Sequence[TierLoad], model: TimeModel, max_length: int = MAX_LENGTH) -> tuple[int, ...]:
-    """Tokens to verify per step for each tier: maximise spare prompt tokens per second; all ones win ties.
-
-    T = min_l TPOT_l * Acc(sl_l) is the length of a batch. The bottleneck tier and its length are enumerated, the
-    others take the smallest length that keeps up.
+    accept_rate: of the residents, the first columns of the state. items: columns of the newcomers, which get the
+    residents' mean; item_rem: their prompt tokens.
     """
-    best = tuple(1 for _ in tiers)
-    best_rate = spare_tokens_per_s(tiers, best, model)
-    for bottleneck, length in itertools.product(range(len(tiers)), range(1, max_length + 1)):
-        period = tiers[bottleneck].tpot_s * expected_tokens(tiers[bottleneck].acceptance, length)
-        lengths = []
-        for index, tier in enumerate(tiers):
-            mine = length if index == bottleneck else 1
-            while mine < max_length and tier.tpot_s * expected_tokens(tier.acceptance, mine) < period - 1e-12:
-                mine += 1
-            lengths.append(mine)
-        rate = spare_tokens_per_s(tiers, lengths, model)
-        if rate > best_rate + 1e-9:
-            best, best_rate = tuple(lengths), rate
-    return best
-
-
-def spare_tokens_per_s(tiers: Sequence[TierLoad], lengths: Sequence[int], model: TimeModel) -> float:
-    """(Time2BS(T, sl) - sum_l n_l sl_l) / T, where looser tiers skip batches: their load is counted per second."""
-    if not tiers:
-        return 0.0
-    period = min(
-        tier.tpot_s * expected_tokens(tier.acceptance, length) for tier, length in zip(tiers, lengths, strict=True)
-    )
-    size = model.max_new_tokens(period, spec_steps=max(lengths) - 1)
-    load = sum(
-        tier.requests * length / (tier.tpot_s * expected_tokens(tier.acceptance, length))
-        for tier, length in zip(tiers, lengths, strict=True)
-    )
-    return size / period - load
+    accept_rate = np.concatenate([accept_rate, np.full(len(items), accept_rate.mean())])
+    together = state.copy()
+    together[REM, items] = item_rem
+    spec = np.ones(len(accept_rate), np.int64)
+    ahead: FloatArray = count_on(together, len(spec), accept_rate, lines, caps.copy(), max_spec, spec)
+    state[PACE] = together[PACE]
+    return ahead

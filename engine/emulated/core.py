@@ -19,6 +19,7 @@ from engine.emulated.residents import Residents
 from engine.kv.config import KvExchangeError
 from engine.protocol import EngineRequest, RequestRejected, RequestUpdate, TokenLogprob
 from scheduling.policy import BatchPolicy
+from scheduling.speculation import AcceptanceEstimator
 from scheduling.time_model import TimeModel
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class EmulatedCore:
         self._limits = config.limits
         self._true_model = config.true_time_model
         self._noise = random.Random(config.seed)
-        self._accept_rate = config.accept_rate if config.max_spec_tokens > 1 else 0.0
+        self._acceptance = AcceptanceEstimator(config.accept_rate) if config.max_spec_tokens > 1 else None
         self.policy = policy
         self.planning_model: TimeModel = self._true_model
         self._residents = Residents(config, exchange)
@@ -168,10 +169,8 @@ class EmulatedCore:
             drafted = verified - 1
             right = live.script.accepted(live.generated, drafted, self._config.accept_rate)
             if drafted:
-                live.drafts += drafted
-                live.accepted_drafts += right
-                self._learn_acceptance(right, drafted)
-                self.table.accept_rate[slot] = self._accept_rate
+                live.drafts, live.accepted_drafts = drafted, right
+                self._learn_acceptance(live, slot, right, drafted)
             updates[request_id] = self._emit(live, slot, right + 1, ended_s, batch)
         for request_id, live in batch.touched.items():
             if request_id in self.live and request_id not in updates:
@@ -180,7 +179,11 @@ class EmulatedCore:
 
     def _enter(self, live: Live, context: int) -> None:
         self._awaiting.pop(live.request_id, None)
-        self._residents.enter(live, context, self._accept_rate)
+        self._residents.enter(live, context)
+        if self._acceptance is not None:
+            slot = self.table.slot(live.request_id)
+            rate = self._acceptance.rate(live.request.slo_class, float(self.table.tpot_s[slot]))
+            self.table.accept_rate[slot] = rate
 
     def _receive(self, live: Live) -> None:
         """Make room for KV that another engine sends, or compute it when nearly all of it is here; else wait on."""
@@ -254,11 +257,10 @@ class EmulatedCore:
         relegated = request.request_id in batch.relegated
         return self._residents.state(live, tuple(tokens), text, tuple(logprobs), relegated)
 
-    def _learn_acceptance(self, right: int, drafted: int) -> None:
-        # A wrong draft ends the run, so tokens after it were never tried.
-        tried = min(right + 1, drafted)
-        for index in range(tried):
-            self._accept_rate += 0.02 * ((1.0 if index < right else 0.0) - self._accept_rate)
+    def _learn_acceptance(self, live: Live, slot: int, right: int, drafted: int) -> None:
+        if self._acceptance is not None:
+            tpot_s = float(self.table.tpot_s[slot])
+            self.table.accept_rate[slot] = self._acceptance.observe(live.request.slo_class, tpot_s, drafted, right)
 
     def _end(
         self,

@@ -25,7 +25,7 @@ class Residents:
         self.pool = BlockPool(config.kv_blocks, config.prefix_caching)
         self.live: dict[str, Live] = {}
 
-    def enter(self, live: Live, context: int, accept_rate: float) -> None:
+    def enter(self, live: Live, context: int) -> None:
         """Put a request in the table, with the KV of its first `context` tokens in its blocks."""
         request = live.request
         thinking_tpot_s = request.thinking_tpot_s if live.thinking else None
@@ -45,7 +45,6 @@ class Residents:
             value=request.value,
             arrival_s=request.arrival_s,
             kv_blocks=len(live.blocks),
-            accept_rate=accept_rate,
         )
         if context:
             self.name_blocks(live, int(self.table.context[slot]))
@@ -138,8 +137,10 @@ class Residents:
         finish_reason: str = "",
         error: str = "",
     ) -> RequestUpdate:
-        """Report a request as it is now, with what the step gave it."""
+        """Report a request as it is now, with what the step gave it; drafts are told once."""
         slot = self.table.slot(live.request_id) if live.request_id in self.table else None
+        drafts, accepted_drafts = live.drafts, live.accepted_drafts
+        live.drafts = live.accepted_drafts = 0
         return RequestUpdate(
             request_id=live.request_id,
             token_ids=tokens,
@@ -152,8 +153,9 @@ class Residents:
             kv_blocks=len(live.blocks),
             preemptions=0 if slot is None else int(self.table.preemptions[slot]),
             cached_tokens=live.cached_tokens,
-            accepted_draft_tokens=live.accepted_drafts,
-            draft_tokens=live.drafts,
+            accepted_draft_tokens=accepted_drafts,
+            draft_tokens=drafts,
+            accept_rate=0.0 if slot is None else float(self.table.accept_rate[slot]),
             relegated=relegated,
             kv_recomputed=live.kv_recomputed,
         )

@@ -12,9 +12,7 @@ import numpy as np
 from engine.vllm.messages import REQUEST_ARG, DecodeRecords, RequestFacts, RequestRecord
 from scheduling.kernels.decoded import token_each
 from scheduling.request_table import CONTEXT, KV_BLOCKS, PREEMPTIONS, PREFILL_REMAINING, RequestTable
-
-ACCEPT_RATE_GUESS = 0.5
-ACCEPT_RATE_WEIGHT = 0.05
+from scheduling.speculation import AcceptanceEstimator
 
 
 @dataclass(slots=True)
@@ -56,24 +54,6 @@ class Change:
     gone: bool = False
 
 
-@dataclass(slots=True)
-class AcceptRates:
-    """Acceptance of drafted tokens per SLO class, as an exponential average over drafts."""
-
-    rates: dict[str, float] = field(default_factory=dict)
-
-    def rate(self, slo_class: str) -> float:
-        """Estimate for a class."""
-        return self.rates.get(slo_class, ACCEPT_RATE_GUESS)
-
-    def observe(self, slo_class: str, drafted: int, accepted: int) -> None:
-        """Account for one verified draft: `accepted` tokens were right, and the one after them, if any, was wrong."""
-        rate = self.rate(slo_class)
-        for right in [1.0] * accepted + [0.0] * (drafted > accepted):
-            rate += ACCEPT_RATE_WEIGHT * (right - rate)
-        self.rates[slo_class] = rate
-
-
 class Residents:
     """Keeps the table true to vLLM's requests."""
 
@@ -82,7 +62,7 @@ class Residents:
         self.table = RequestTable(capacity)
         self.by_vllm_id: dict[str, Resident] = {}
         self.by_slot: dict[int, Resident] = {}
-        self.accept_rates = AcceptRates() if speculates else None
+        self._acceptance = AcceptanceEstimator() if speculates else None
 
     def find(self, request_id: str) -> Resident | None:
         """Resident by our own id."""
@@ -92,6 +72,7 @@ class Residents:
         """Add a request of vLLM's to the table."""
         facts = request_facts(request)
         thinks = facts.thinking_tpot_s is not None and not facts.thinking_done
+        tpot_s = facts.thinking_tpot_s if thinks and facts.thinking_tpot_s is not None else facts.tpot_s
         prompt = request.num_prompt_tokens - facts.prior_tokens
         slot = self.table.add(
             facts.request_id,
@@ -99,7 +80,7 @@ class Residents:
             generated=facts.prior_tokens,
             prefill_deadline_s=facts.first_token_due_s,
             next_deadline_s=facts.next_token_due_s,
-            tpot_s=facts.thinking_tpot_s if thinks and facts.thinking_tpot_s is not None else facts.tpot_s,
+            tpot_s=tpot_s,
             answer_tpot_s=facts.tpot_s,
             standard=facts.standard,
             hopeful=facts.hopeful,
@@ -107,7 +88,7 @@ class Residents:
             max_remaining_output=request.max_tokens,
             value=facts.value,
             arrival_s=facts.arrival_s,
-            accept_rate=self.accept_rates.rate(facts.slo_class) if self.accept_rates else 0.0,
+            accept_rate=self._acceptance.rate(facts.slo_class, tpot_s) if self._acceptance else 0.0,
         )
         resident = Resident(request, facts, slot, thinking=thinks)
         self.by_vllm_id[request.request_id] = resident
@@ -190,11 +171,16 @@ class Residents:
             resident.decoding = True
 
     def drafts(self, resident: Resident, drafted: int, accepted: int) -> None:
-        """Learn from verified drafts."""
-        if self.accept_rates is not None and drafted:
-            slo_class = resident.facts.slo_class
-            self.accept_rates.observe(slo_class, drafted, accepted)
-            self.table.accept_rate[resident.slot] = self.accept_rates.rate(slo_class)
+        """Learn from drafts that were verified; drafted = 0: there were none where some were to be verified."""
+        if self._acceptance is not None:
+            facts, tpot_s = resident.facts, float(self.table.tpot_s[resident.slot])
+            self.table.accept_rate[resident.slot] = self._acceptance.observe(facts.slo_class, tpot_s, drafted, accepted)
+
+    def plain_step(self, resident: Resident) -> None:
+        """Account for a decode that was to verify no drafts."""
+        if self._acceptance is not None:
+            facts, tpot_s = resident.facts, float(self.table.tpot_s[resident.slot])
+            self.table.accept_rate[resident.slot] = self._acceptance.skipped(facts.slo_class, tpot_s)
 
     def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:
         """Make a request standard; unknown ids are requests that have ended meanwhile."""
@@ -221,6 +207,7 @@ class Residents:
                 self.sync(change.resident)
         # One read of the table for all: element by element it would be most of the step scheduler's time.
         columns = self.table.ints[:, slots].tolist()
+        accept_rates = self.table.accept_rate[slots].tolist()
         records = [
             RequestRecord(
                 request_id=change.resident.facts.request_id,
@@ -233,6 +220,7 @@ class Residents:
                 cached_tokens=change.resident.cached_tokens,
                 draft_tokens=change.drafted,
                 accepted_draft_tokens=change.accepted,
+                accept_rate=accept_rates[place],
                 planned_tokens=change.planned,
                 scheduled_tokens=change.scheduled,
                 relegated=change.resident.relegated,

@@ -191,6 +191,10 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         if self.num_spec_tokens:
             for resident, spec in decodes:
                 request = resident.request
+                if spec <= 1:
+                    self._residents.plain_step(resident)
+                elif not request.spec_token_ids:
+                    self._residents.drafts(resident, drafted=0, accepted=0)
                 request.spec_token_ids = request.spec_token_ids[: max(spec - 1, 0)]
                 planned[request.request_id] += len(request.spec_token_ids)
         for resident, tokens in prefills:

@@ -51,8 +51,7 @@ def form_batch(
     m: int,
     now: float,
     eager: bool,
-    drafts: float,
-    draft_steps: float,
+    verified: IntArray,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -64,15 +63,15 @@ def form_batch(
     """Fill served[i] for decodes and chunks[p] for order positions p from `first` on.
 
     eager: every decode gets its token (those ahead of their deadline too); otherwise only those that would bind the
-    batch after this one. drafts, draft_steps: tokens to verify beside one per decode, in all and for the request with
-    most (eager only). Returns (outcome, duration, end bound, position after the last chunk, request that binds).
+    batch after this one. verified: tokens to verify for each request that is served, empty for one each. Returns
+    (outcome, duration, end bound, position after the last chunk, request that binds).
     """
     live = np.empty((LIVE_ROWS, n))
     who = np.empty(n, np.int64)
     count = gather_decodes(state, n, live, who)
     outcome, time, end, at, bind = form_live_batch(
-        live, who, count, state, order, first, m, now, eager, drafts, draft_steps, lines, caps, max_tokens,
-        max_requests, chunks, load,
+        live, who, count, state, order, first, m, now, eager, verified, lines, caps, max_tokens, max_requests,
+        chunks, load,
     )  # fmt: skip
     served[:n] = False
     if outcome != DECODE_LATE:
@@ -92,8 +91,7 @@ def form_live_batch(
     m: int,
     now: float,
     eager: bool,
-    drafts: float,
-    draft_steps: float,
+    verified: IntArray,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -118,11 +116,12 @@ def form_live_batch(
     threshold = np.inf if eager else min(second, end + cap) - EPS
     decodes, kv = take_before(live, count, threshold)
     time = start_load(lines, decodes, kv, load)
+    drafts, deepest = _drafts(live, who, count, verified)
     if drafts > 0.0:
-        time = add_speculation(lines, load, drafts, draft_steps)
+        time = add_speculation(lines, load, drafts, deepest)
     if decodes > max_requests or decodes + drafts > max_tokens or (decodes > 0.0 and now + time > end + EPS):
         decodes = -1.0
-        if not eager:
+        if not eager and drafts == 0.0:
             decodes, time = _serve_most_urgent(live, count, now, end, lines, min(max_tokens, max_requests), load)
         if decodes < 0.0:
             return DECODE_LATE, 0.0, end, head, _binds(by_decode, live, who, count, order, head)
@@ -148,6 +147,18 @@ def form_live_batch(
     if decodes == 0.0 and at == head:
         return PREFILL_LATE, 0.0, end, head, _binds(by_decode, live, who, count, order, head)
     return FORMED, time, end, at, -1
+
+
+@kernel
+def _drafts(live: FloatArray, who: IntArray, count: int, verified: IntArray) -> tuple[float, float]:
+    """Tokens to verify beside one for each decode that is served: in all, and for the one with most."""
+    drafts, deepest = 0.0, 0.0
+    if len(verified) > 0:
+        for d in range(count):
+            mine = live[TAKEN, d] * (verified[who[d]] - 1.0)
+            drafts += mine
+            deepest = max(deepest, mine)
+    return drafts, deepest
 
 
 @kernel

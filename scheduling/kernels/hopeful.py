@@ -14,7 +14,7 @@ from scheduling.kernels.memory import holds_memory
 from scheduling.kernels.peak import by_remaining_output, peak_blocks
 from scheduling.kernels.promised import in_time_alone
 from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
-from scheduling.kernels.rows import ABSENT, DUE, OUT, REM, ROWS, prefill_order
+from scheduling.kernels.rows import ABSENT, DUE, OUT, REM, prefill_order
 from scheduling.kernels.shed import largest_prefill
 from scheduling.request_table import ACTIVE, HOPEFUL, KV_BLOCKS, STANDARD, VALUE, BoolArray, FloatArray, IntArray
 
@@ -37,10 +37,9 @@ def keep_hopeful(
 
 @kernel
 def join_hopeful(
-    hopeful: IntArray,
-    hopes: FloatArray,
-    slots: IntArray,
-    state: FloatArray,
+    joint_slots: IntArray,
+    joint: FloatArray,
+    n: int,
     ints: IntArray,
     floats: FloatArray,
     flags: BoolArray,
@@ -54,19 +53,13 @@ def join_hopeful(
     max_requests: float,
     load: FloatArray,
     given_up: BoolArray,
-) -> tuple[IntArray, FloatArray]:
-    """Slots and state of the promised requests, then of the hopeful that can be kept beside them.
+) -> tuple[IntArray, bool]:
+    """Columns of the promised requests, which come first, and of the hopeful that can be kept beside them.
 
-    hopes: state of the hopeful, state: of the promised. Whoever cannot is marked in given_up. Whoever waits for memory
-    is left out of this step, and so is everybody while the promised requests do not look feasible by themselves.
+    n: promised ones. False where these are not feasible by themselves: then they are all. Whoever cannot be kept is
+    marked in given_up; whoever waits for memory is left out of this step. `joint` is changed.
     """
-    n, count = len(slots), len(slots) + len(hopeful)
-    joint_slots = np.empty(count, np.int64)
-    joint_slots[:n] = slots
-    joint_slots[n:] = hopeful
-    joint = np.empty((ROWS, count))
-    joint[:, :n] = state
-    joint[:, n:] = hopes
+    count = len(joint_slots)
     joining = _start(joint_slots, joint, n, ints, flags, used, free_blocks, block_size, max_requests)
     order, m = prefill_order(joint, count, 0)
     chunks = np.zeros(m)
@@ -85,15 +78,11 @@ def join_hopeful(
                 trial, count, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
             )
             if alone != FEASIBLE:
-                return slots, state
+                return np.arange(n), False
         victim = _least_missed(joint_slots, joint, n, floats, order, m, verdict, bind)
         joint[REM, victim] = ABSENT
         given_up[joint_slots[victim]] = True
-    kept = np.flatnonzero(joint[REM] >= 0.0)
-    kept_state = np.empty((ROWS, len(kept)))
-    for k in range(len(kept)):
-        kept_state[:, k] = joint[:, kept[k]]
-    return joint_slots[kept], kept_state
+    return np.flatnonzero(joint[REM] >= 0.0), True
 
 
 @kernel

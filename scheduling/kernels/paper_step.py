@@ -56,8 +56,9 @@ def plan_paper_step(
     caps[CAP_PACES] = 0.0
     time, end, after = 0.0, now + longest, 0
     if n > 0:
+        nobody = np.empty(0, np.int64)
         outcome, time, end, after, _bind = form_batch(
-            state, n, order, 0, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
+            state, n, order, 0, m, now, False, nobody, lines, caps, max_tokens, max_requests, served, chunks, load
         )
         if outcome != FORMED:
             after, time, end = form_anything(

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, batch_cap, commit_batch, form_batch
+from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, commit_batch, form_batch
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, ROWS, gather
 from scheduling.kernels.shed import shed_latest
-from scheduling.kernels.speculation import speculate
 from scheduling.kernels.steptime import add_chunk, start_load
 from scheduling.request_table import ACTIVE, STANDARD, BoolArray, FloatArray, IntArray
 
-EAGER_SPECULATIVE, EAGER, LAZY, LAZY_LONG, EAGER_BARE, LAZY_BARE = 0, 1, 2, 3, 4, 5
-"""Attempts in order. Eager: every decode in the batch; lazy: only those whose turn it is; long: without the cap on
-duration; bare: planned without the time model's margin, when with it not all promises look keepable."""
+EAGER_SPECULATIVE, LAZY_SPECULATIVE, EAGER, LAZY = 0, 1, 2, 3
+COUNTED = 4
+LAZY_LONG, EAGER_BARE, LAZY_BARE = 8, 9, 10
+"""Attempts in order. Eager: every decode in the batch; lazy: only those whose turn it is; speculative: with tokens to
+verify, which put decodes ahead and out of batches to come; counted: the same four once more, where later steps are
+counted on for more than one token (speculation.count_on); long: without the cap on duration; bare: planned without the
+time model's margin, when with it not all promises look keepable. Without speculation the eager and the lazy one are
+tried, and the last three."""
 
 
 @kernel
@@ -84,65 +88,95 @@ def keep_promised(
 
 
 @kernel
+def after_batch(
+    state: FloatArray,
+    n: int,
+    order: IntArray,
+    after: int,
+    served: BoolArray,
+    chunks: FloatArray,
+    paces: FloatArray,
+    speculative: bool,
+) -> tuple[FloatArray, int]:
+    """State after a batch, and the head of the prefill order there; paces: those of requests that got one token."""
+    trial = state.copy()
+    head = commit_batch(trial, n, order, 0, after, served, chunks)
+    for i in range(n):
+        if (served[i] and not speculative) or (state[REM, i] > 0.0 and trial[REM, i] == 0.0):
+            trial[DUE, i] += paces[i] - state[PACE, i]
+    return trial, head
+
+
+@kernel
 def choose_batch(
     slots: IntArray,
     floats: FloatArray,
     state: FloatArray,
+    counted: FloatArray,
     n: int,
     order: IntArray,
     m: int,
     now: float,
     lines: FloatArray,
-    bare: FloatArray,
+    ahead: FloatArray,
+    margin: float,
     caps: FloatArray,
+    ahead_caps: FloatArray,
     max_tokens: float,
     max_requests: float,
-    accept_rate: FloatArray,
-    max_spec: int,
+    spec: IntArray,
     served: BoolArray,
     chunks: FloatArray,
-    spec: IntArray,
     load: FloatArray,
     relegated: BoolArray,
-) -> tuple[float, float, int, bool]:
-    """Fill served, chunks and spec; returns (duration, end bound, position after the last chunk, time to spare).
+) -> tuple[float, float, int, int]:
+    """Fill served and chunks; returns (duration, end bound, position after the last chunk, the attempt that was taken).
 
-    When not even the bare times keep every promise, requests are given up in `relegated`.
+    counted, ahead, ahead_caps: state, lines and caps where later steps are counted on for what they are expected to
+    yield. spec: tokens to verify; all 1 on return where the batch has no time for that. When not even the bare times
+    keep every promise, requests are given up in `relegated`, and both states lose them.
     """
     scratch_chunks = np.zeros(m)
-    wide = caps.copy()
-    wide[CAP_SHORTEST] = wide[CAP_LONGEST] = wide[CAP_IDLE] = np.inf
-    drafts, draft_steps = 0.0, 0.0
-    if max_spec > 1:
-        tightest = np.inf
-        for i in range(n):
-            if state[REM, i] == 0.0:
-                tightest = min(tightest, state[PACE, i])
-        drafts = float(speculate(state, n, accept_rate, lines, batch_cap(tightest, caps), max_spec, spec))
-        for i in range(n):
-            draft_steps = max(draft_steps, spec[i] - 1.0)
-    for attempt in range(EAGER_SPECULATIVE if drafts > 0.0 else EAGER, LAZY_BARE + 1):
-        eager = attempt in (EAGER_SPECULATIVE, EAGER, EAGER_BARE)
-        use_lines = lines if attempt < EAGER_BARE else bare
-        use_caps = wide if attempt == LAZY_LONG else caps
-        if attempt == EAGER:
-            drafts, draft_steps = 0.0, 0.0
-            spec[:] = 1
+    nobody = np.empty(0, np.int64)
+    plain = np.ones(n, np.int64)
+    speculates = (spec > 1).any()
+    for attempt in range(LAZY_BARE + 1):
+        kind = attempt % COUNTED if attempt < LAZY_LONG else EAGER if attempt == EAGER_BARE else LAZY
+        drafts = kind < EAGER
+        if not speculates and (drafts or COUNTED <= attempt < LAZY_LONG):
+            continue
+        on_counted = attempt >= COUNTED
+        slack = 1.0 if attempt < EAGER_BARE else margin
+        now_state, use_caps = (counted, ahead_caps) if on_counted else (state, caps)
+        if attempt == LAZY_LONG:
+            use_caps = _unbounded(use_caps)
         outcome, time, end, after, _bind = form_batch(
-            state, n, order, 0, m, now, eager, drafts, draft_steps, use_lines, use_caps, max_tokens, max_requests,
-            served, chunks, load,
+            now_state, n, order, 0, m, now, kind in (EAGER_SPECULATIVE, EAGER), spec if drafts else nobody,
+            lines / slack, use_caps, max_tokens, max_requests, served, chunks, load,
         )  # fmt: skip
         if outcome != FORMED:
             continue
-        trial = state.copy()
-        head = commit_batch(trial, n, order, 0, after, served, chunks)
+        trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], drafts or not on_counted)
         verdict, _done, _bind = feasible_from(
-            trial, n, order, head, m, now + time, use_lines, use_caps, max_tokens, max_requests,
-            scratch_chunks, load,
+            trial, n, order, head, m, now + time, (ahead if on_counted else lines) / slack, use_caps, max_tokens,
+            max_requests, scratch_chunks, load,
         )  # fmt: skip
         if verdict == FEASIBLE:
-            return time, end, after, attempt <= EAGER
+            if not drafts:
+                spec[:] = plain
+            return time, end, after, attempt
+    spec[:] = plain
     after, time, end = shed_latest(
-        slots, floats, state, n, order, m, now, bare, wide, max_tokens, max_requests, served, chunks, load, relegated
-    )
-    return time, end, after, False
+        slots, floats, counted, n, order, m, now, lines / margin, ahead / margin, _unbounded(ahead_caps), max_tokens,
+        max_requests, served, chunks, load, relegated,
+    )  # fmt: skip
+    state[REM] = counted[REM]
+    return time, end, after, LAZY_BARE
+
+
+@kernel
+def _unbounded(caps: FloatArray) -> FloatArray:
+    """Caps that bound a batch by nobody's TPOT."""
+    wide = caps.copy()
+    wide[CAP_SHORTEST] = wide[CAP_LONGEST] = wide[CAP_IDLE] = np.inf
+    return wide

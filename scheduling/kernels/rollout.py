@@ -52,6 +52,7 @@ def run_prefills(
     stop < m: end before the first batch that completes every prefill at order positions before `stop`. Up to there
     nothing depends on whether a request at a later position is part of the set. stop = m: until all prefills are done.
     """
+    nobody = np.empty(0, np.int64)
     live = np.empty((LIVE_ROWS, n))
     who = np.empty(n, np.int64)
     count = gather_decodes(state, n, live, who)
@@ -65,7 +66,7 @@ def run_prefills(
             break
         bind = order[head]
         outcome, time, _end, after, first = form_live_batch(
-            live, who, count, state, order, head, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests,
+            live, who, count, state, order, head, m, now, False, nobody, lines, caps, max_tokens, max_requests,
             chunks, load,
         )  # fmt: skip
         if outcome != FORMED:
@@ -115,7 +116,7 @@ def run_decodes(
         if count <= min(max_tokens, max_requests) and together <= tightest and now + together <= due + EPS:
             return FEASIBLE, -1
         outcome, time, _end, _after, bind = form_live_batch(
-            live, who, count, state, nobody, 0, 0, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests,
+            live, who, count, state, nobody, 0, 0, now, False, nobody, lines, caps, max_tokens, max_requests,
             nothing, load,
         )  # fmt: skip
         if outcome != FORMED:

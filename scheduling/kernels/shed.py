@@ -43,6 +43,7 @@ def shed_latest(
     m: int,
     now: float,
     lines: FloatArray,
+    ahead: FloatArray,
     caps: FloatArray,
     max_tokens: float,
     max_requests: float,
@@ -53,18 +54,20 @@ def shed_latest(
 ) -> tuple[int, float, float]:
     """Mark requests in `relegated` until the rest is feasible, and form its batch.
 
+    lines: of this batch; ahead: of those that are simulated.
+
     Returns (order position after the last chunk, duration, end bound); `state` loses those given up.
     """
     for _ in range(n):
         trial = state.copy()
         verdict, time, bind = feasible_from(
-            trial, n, order, 0, m, now, lines, caps, max_tokens, max_requests, chunks, load
+            trial, n, order, 0, m, now, ahead, caps, max_tokens, max_requests, chunks, load
         )
         if verdict == FEASIBLE:
             break
         if verdict != LATE_PREFILL:
             _shed_decodes(
-                slots, floats, state, n, order, m, now, lines, caps, max_tokens, max_requests, chunks, load, relegated,
+                slots, floats, state, n, order, m, now, ahead, caps, max_tokens, max_requests, chunks, load, relegated,
             )  # fmt: skip
             continue
         victim = largest_prefill(slots, state, 0, floats, order, m, bind)
@@ -72,8 +75,9 @@ def shed_latest(
             break
         state[REM, victim] = ABSENT
         relegated[slots[victim]] = True
+    nobody = np.empty(0, np.int64)
     outcome, time, end, after, bind = form_batch(
-        state, n, order, 0, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
+        state, n, order, 0, m, now, False, nobody, lines, caps, max_tokens, max_requests, served, chunks, load
     )
     if outcome == FORMED:
         return after, time, end

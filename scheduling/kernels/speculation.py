@@ -1,13 +1,15 @@
 """Speculation lengths per group of decodes (ALGORITHMS section 5, strict form).
 
 A step guarantees one token only, so batches still end by the earliest deadline; accepted tokens add slack, and lengths
-are chosen to raise the prompt tokens per second that are left over in expectation.
+are chosen to raise the prompt tokens per second that are left over in expectation. Beyond the next token of each
+request, plans count on a share of what is expected: over many steps and many requests chance evens out.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from scheduling.kernels.batches import CAP_PACES, batch_cap
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rows import CTX, PACE, REM
 from scheduling.kernels.steptime import CONST, PER_KV, PER_REQUEST, PER_SPEC, PER_TOKEN
@@ -15,6 +17,8 @@ from scheduling.request_table import FloatArray, IntArray
 
 MAX_GROUPS = 16
 MAX_LENGTH = 10
+COUNTED_ON = 0.8
+"""Share of the tokens expected of a step that plans count on."""
 
 
 @kernel
@@ -98,12 +102,14 @@ def best_lengths(
 
 
 @kernel
-def speculate(
-    state: FloatArray, n: int, accept_rate: FloatArray, lines: FloatArray, longest: float, most: int, spec: IntArray
-) -> int:
-    """Fill spec[i] with the tokens to verify for each decode (1 = plain); returns how many more tokens that is.
+def count_on(
+    state: FloatArray, n: int, accept_rate: FloatArray, lines: FloatArray, caps: FloatArray, most: int, spec: IntArray
+) -> FloatArray:
+    """Fill spec[i] with the tokens to verify (1 = plain), and let the state's paces be those of steps that verify them.
 
-    Decodes are grouped by TPOT and acceptance (in tenths).
+    Such a step serves a request for as many of its TPOTs as tokens are counted on. Returns the lines of such steps, and
+    lets the caps on a batch's duration be what they were. Nothing changes where speculation does not pay. Requests, of
+    those that are present, are grouped by TPOT and acceptance (in tenths); all count as decodes, which they will be.
     """
     pace = np.empty(MAX_GROUPS)
     count = np.zeros(MAX_GROUPS)
@@ -113,10 +119,12 @@ def speculate(
     group = np.full(n, -1)
     groups = 0
     some = False
+    spec[:n] = 1
+    tightest = np.inf
     for i in range(n):
-        spec[i] = 1
-        if state[REM, i] != 0.0:
+        if state[REM, i] < 0.0:
             continue
+        tightest = min(tightest, state[PACE, i])
         mine = int(accept_rate[i] * 10.0 + 0.5)
         some = some or accept_rate[i] > 0.0
         found = -1
@@ -126,7 +134,7 @@ def speculate(
                 break
         if found < 0:
             if groups == MAX_GROUPS:
-                return 0
+                return lines
             found = groups
             groups += 1
             pace[found] = state[PACE, i]
@@ -136,13 +144,23 @@ def speculate(
         kv[found] += state[CTX, i]
         acceptance[found] += accept_rate[i]
     if not some:
-        return 0
+        return lines
     for g in range(groups):
         acceptance[g] /= count[g]
-    lengths = best_lengths(pace, count, kv, acceptance, groups, lines, longest, min(most, MAX_LENGTH))
-    more = 0
+    lengths = best_lengths(pace, count, kv, acceptance, groups, lines, batch_cap(tightest, caps), min(most, MAX_LENGTH))
+    drafts, deepest, present, slowest = 0.0, 0.0, 0.0, np.inf
     for i in range(n):
-        if group[i] >= 0 and accept_rate[i] > 0.0:
+        if group[i] < 0:
+            continue
+        present += 1.0
+        if accept_rate[i] > 0.0:
             spec[i] = lengths[group[i]]
-            more += spec[i] - 1
-    return more
+            drafts += spec[i] - 1.0
+            deepest = max(deepest, spec[i] - 1.0)
+            state[PACE, i] *= max(1.0, COUNTED_ON * expected_tokens(acceptance[group[i]], float(spec[i])))
+        slowest = min(slowest, state[PACE, i])
+    caps[CAP_PACES] *= tightest / slowest
+    ahead = lines.copy()
+    ahead[:, CONST] += ahead[:, PER_SPEC] * deepest
+    ahead[:, PER_REQUEST] += ahead[:, PER_TOKEN] * drafts / present
+    return ahead

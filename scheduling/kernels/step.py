@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, commit_batch
+from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST
 from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import extra_blocks, make_room
-from scheduling.kernels.promised import choose_batch, keep_promised
+from scheduling.kernels.promised import COUNTED, EAGER, LAZY, LAZY_LONG, after_batch, choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
-from scheduling.kernels.rows import prefill_order
+from scheduling.kernels.rows import PACE, ROWS, prefill_order
 from scheduling.kernels.settings import (
     ALONE,
     BESIDE,
@@ -22,8 +22,15 @@ from scheduling.kernels.settings import (
     PACES,
     SHORTEST_STEPS,
 )
+from scheduling.kernels.speculation import count_on
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import ACCEPT_RATE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
+from scheduling.request_table import (
+    ACCEPT_RATE,
+    MAX_REMAINING_OUTPUT,
+    BoolArray,
+    FloatArray,
+    IntArray,
+)
 
 
 @kernel
@@ -36,6 +43,30 @@ def batch_caps(lines: FloatArray, settings: FloatArray) -> FloatArray:
     caps[CAP_PACES] = settings[PACES]
     caps[CAP_SHORTEST] = settings[SHORTEST_STEPS] * step
     return caps
+
+
+@kernel
+def _speculate(
+    slots: IntArray,
+    state: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_spec: int,
+) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
+    """Return tokens to verify for each, and state, lines and caps of plans that count on what they yield."""
+    n = len(slots)
+    spec = np.ones(n, np.int64)
+    if max_spec <= 1:
+        return spec, state, lines, caps
+    accept_rate = np.zeros(n)
+    for i in range(n):
+        if ints[MAX_REMAINING_OUTPUT, slots[i]] > 1:
+            accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
+    counted, ahead_caps = state.copy(), caps.copy()
+    ahead = count_on(counted, n, accept_rate, lines, ahead_caps, max_spec, spec)
+    return spec, counted, ahead, ahead_caps
 
 
 @kernel
@@ -68,32 +99,40 @@ def plan_step(
     for slot in hopeless:
         relegated[slot] = True
     if len(hopeful) > 0:
-        slots, state = join_hopeful(
-            hopeful, hopes, slots, state, ints, floats, flags, used, now, free_blocks, block_size, lines, caps,
+        everybody = np.concatenate((slots, hopeful))
+        joint = np.concatenate((state, hopes), axis=1)
+        kept, judged = join_hopeful(
+            everybody, joint.copy(), n, ints, floats, flags, used, now, free_blocks, block_size, lines, caps,
             max_tokens, max_requests, load, relegated,
         )  # fmt: skip
+        if not judged and max_spec > 1:
+            _spec, counted, ahead, ahead_caps = _speculate(everybody, joint, ints, floats, lines, caps, max_spec)
+            kept, _judged = join_hopeful(
+                everybody, counted, n, ints, floats, flags, used, now, free_blocks, block_size, ahead, ahead_caps,
+                max_tokens, max_requests, load, relegated,
+            )  # fmt: skip
+        slots = everybody[kept]
+        state = np.empty((ROWS, len(kept)))
+        for k in range(len(kept)):
+            state[:, k] = joint[:, kept[k]]
         n = len(slots)
     order, m = prefill_order(state, n, 0)
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
-    spec = np.ones(n, np.int64)
     filler_s = max(settings[FILLER_S], settings[FILLER_STEPS] * duration(lines, 1.0, 1.0, 0.0))
     decode_slots = np.empty(used, np.int64)
     prefill_slots = np.empty(used, np.int64)
     prefill_tokens = np.empty(used, np.int64)
     preempted = np.zeros(used, np.bool_)
-    spec_of = np.ones(used, np.int64)
     decodes = 0
     prefills = 0
-    time, end, after, spare = 0.0, now + filler_s, 0, True
+    spec_of = np.ones(used, np.int64)
+    spec, counted, ahead, ahead_caps = _speculate(slots, state, ints, floats, lines, caps, max_spec)
+    time, end, after, attempt = 0.0, now + filler_s, 0, EAGER
     if n > 0:
-        accept_rate = np.zeros(n)
-        for i in range(n):
-            if ints[MAX_REMAINING_OUTPUT, slots[i]] > 1:
-                accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
-        time, end, after, spare = choose_batch(
-            slots, floats, state, n, order, m, now, lines, bare, caps, max_tokens, max_requests, accept_rate, max_spec,
-            served, chunks, spec, load, relegated,
+        time, end, after, attempt = choose_batch(
+            slots, floats, state, counted, n, order, m, now, lines, ahead, margin, caps, ahead_caps, max_tokens,
+            max_requests, spec, served, chunks, load, relegated,
         )  # fmt: skip
         for i in range(n):
             if served[i] and not relegated[slots[i]]:
@@ -128,6 +167,7 @@ def plan_step(
     limit = now + (filler_s if n > 0 else settings[ALONE] * filler_s)
     if n > 0 and decodes + prefills > 0:
         limit = min(end, now + (1.0 + settings[BESIDE]) * time)
+    spare = attempt < LAZY_LONG and attempt % COUNTED < LAZY
     if spare or decodes + prefills == 0:
         base_decodes, base_prefills = decodes, prefills
         decodes, prefills, longer = fill_best_effort(
@@ -136,10 +176,20 @@ def plan_step(
             spec_of, n == 0 or decodes + prefills == 0,
         )  # fmt: skip
         if n > 0 and longer > time and decodes + prefills > base_decodes + base_prefills > 0:
-            trial = state.copy()
-            head = commit_batch(trial, n, order, 0, after, served, chunks)
+            on_counted = attempt >= COUNTED
+            trial, head = after_batch(
+                counted if on_counted else state,
+                n,
+                order,
+                after,
+                served,
+                chunks,
+                state[PACE],
+                attempt % COUNTED < EAGER,
+            )
             verdict, _done, _bind = feasible_from(
-                trial, n, order, head, m, now + longer, lines, caps, max_tokens, max_requests,
+                trial, n, order, head, m, now + longer, ahead if on_counted else lines,
+                ahead_caps if on_counted else caps, max_tokens, max_requests,
                 np.zeros(m), load,
             )  # fmt: skip
             if verdict != FEASIBLE:

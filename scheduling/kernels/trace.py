@@ -27,6 +27,7 @@ def trace_batches(
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
     load = np.empty(lines.shape[0])
+    nobody = np.empty(0, np.int64)
     times = np.empty(most)
     tokens = np.empty(most)
     total = 0.0
@@ -34,7 +35,7 @@ def trace_batches(
     count = 0
     while count < most and now < until:
         outcome, time, _end, after, _bind = form_batch(
-            trial, n, order, head, m, now, False, 0.0, 0.0, lines, caps, max_tokens, max_requests, served, chunks, load
+            trial, n, order, head, m, now, False, nobody, lines, caps, max_tokens, max_requests, served, chunks, load
         )
         if outcome != FORMED or time <= 0.0:
             break

@@ -15,8 +15,6 @@ from scheduling.types import Admission, EngineLimits
 from services.controller.prefix import PrefixIndex, block_chain
 from services.controller.request import LiveRequest
 
-DRAFTS_BEFORE_RATE = 8
-
 
 def limits_of(info: worker_pb2.WorkerInfo) -> EngineLimits:
     """Limits of a worker's engine, in the planner's words."""
@@ -212,8 +210,8 @@ class ReplicaMirror:
         table.preemptions[slot] = update.preemptions
         if update.relegated:
             table.relegate(slot)
-        if update.draft_tokens >= DRAFTS_BEFORE_RATE:
-            table.accept_rate[slot] = min(0.99, update.accepted_draft_tokens / update.draft_tokens)
+        if update.accept_rate > 0.0:
+            table.accept_rate[slot] = update.accept_rate
         return late
 
     def _produce(self, slot: int, tokens: int, at_s: float) -> None:

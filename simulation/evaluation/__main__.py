@@ -16,7 +16,7 @@ from simulation.cache import DEFAULT_DIR
 from simulation.evaluation import document, published
 from simulation.evaluation.book import Book
 from simulation.evaluation.bursts import burst_figure
-from simulation.evaluation.jobs import Effort, Figures, Search, Task, code_now, learns_margin, made_of, perform
+from simulation.evaluation.jobs import Effort, Figures, Search, Task, code_now, made_of, perform
 from simulation.evaluation.sections import SECTIONS, Job, Scope, stages
 from simulation.parallel import cores, run_all
 from simulation.scenarios.sources import SLICE_S
@@ -56,7 +56,7 @@ def main() -> None:
         if name in SECTIONS:
             jobs = SECTIONS[name](part, book.known)
             for job in [] if given.quick else jobs:
-                book.behaviour(job.search.policy, learns_margin(job.row), code_now(job.row))
+                book.behaviour(job.row, code_now(job.row))
             fill(book, name, jobs, effort, again=given.again)
         elif name == "burst":
             capacities = book.known.get("capacity", [])

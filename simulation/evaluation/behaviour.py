@@ -2,8 +2,9 @@
 
 A row of the evaluation was made by some code. Where the code has changed since, the row still holds if the policy
 decides as it did. The reference runs cover one replica beyond its capacity, memory that fills, several replicas with
-prefix caches and speculation, sessions, pairs beside a co-located replica, and a learned margin under noise: a decision
-that differs moves the time of a token in one of them, and with it those of many later ones.
+prefix caches, sessions, and pairs beside a co-located replica: a decision that differs moves the time of a token in one
+of them, and with it those of many later ones. Rows of runs with speculation, or with a learned margin under noise, have
+reference runs of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RESOLUTION_S = 1e-4
 REFERENCE: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("mixed", 1.5, {}),
     ("reasoning", 1.0, {}),
-    ("coding", 6.0, {"replicas": 2, "prefix_cache": True, "speculation": True}),
+    ("coding", 6.0, {"replicas": 2, "prefix_cache": True}),
     ("tool-calling", 0.06, {"replicas": 2, "prefix_cache": True, "routing": "prefix-affine"}),
 )
 """Scenario, sessions per second and replica, and what differs from the default cluster."""
@@ -35,14 +36,22 @@ APART: tuple[tuple[str, float, dict[str, Any]], ...] = (
 )
 """For the policies that are evaluated over pairs."""
 IN_PAIRS = ("distserve", "slos")
+SPECULATING: tuple[tuple[str, float, dict[str, Any]], ...] = (
+    ("reasoning", 1.0, {"speculation": True}),
+    ("coding", 6.0, {"replicas": 2, "prefix_cache": True, "speculation": True}),
+)
 LEARNING = (("mixed", 1.5, {"learn_margin": True, "noise": 0.05}),)
 VERIFIED_TOKENS = 4
 """Per decode, where a baseline speculates."""
 
 
-def behaviour(policy: str, learns_margin: bool) -> str:
-    """Digest of what a policy does in the reference runs, with a learned margin or without."""
-    runs = LEARNING if learns_margin else (*REFERENCE, *(APART if policy in IN_PAIRS else ()))
+def behaviour(policy: str, learns_margin: bool = False, speculates: bool = False) -> str:
+    """Digest of what a policy does in the reference runs for rows of a kind."""
+    runs = (*REFERENCE, *(APART if policy in IN_PAIRS else ()))
+    if speculates:
+        runs = SPECULATING
+    if learns_margin:
+        runs = LEARNING
     return digest(*(_played(policy, *run) for run in runs))[:12]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simulation.evaluation.behaviour import behaviour
-from simulation.evaluation.jobs import Figures, learns_margin
+from simulation.evaluation.jobs import Figures, learns_margin, speculates
 
 CELL = (
     *("policy", "profile", "scenario", "asked_replicas", "seed"),
@@ -62,16 +62,16 @@ class Book:
         """
         if _code(old) == _code(new):
             return True
-        before = self._behaviours.get(_code(old))
-        return before is not None and before == self.behaviour(row["policy"], learns_margin(row), new)
+        before = self._behaviours.get(_kind(row, old))
+        return before is not None and before == self.behaviour(row, new)
 
-    def behaviour(self, policy: str, learns: bool, made_of: Mapping[str, str]) -> str:
-        """What the code of a policy does; its reference runs are played where that is not known."""
-        code = _code(made_of)
-        if code not in self._behaviours:
-            self._behaviours[code] = behaviour(policy, learns)
+    def behaviour(self, row: Figures, made_of: Mapping[str, str]) -> str:
+        """What the code of a row's policy does in such runs; the reference runs are played where that is not known."""
+        kind = _kind(row, made_of)
+        if kind not in self._behaviours:
+            self._behaviours[kind] = behaviour(row["policy"], learns_margin(row), speculates(row))
             self._write()
-        return self._behaviours[code]
+        return self._behaviours[kind]
 
     def start(self, section: str, row: Figures) -> float | None:
         """Rate to look around first: what the cell had before, else what the nearest count of replicas had."""
@@ -98,6 +98,11 @@ class Book:
 def _code(made_of: Mapping[str, str]) -> str:
     """The code of a policy and of the simulator, as one name."""
     return f"{made_of.get('policy')}/{made_of.get('simulator')}"
+
+
+def _kind(row: Figures, made_of: Mapping[str, str]) -> str:
+    """The code of a row, and which reference runs tell what it does."""
+    return _code(made_of) + ("/speculation" if speculates(row) and not learns_margin(row) else "")
 
 
 def _same_cell(known: Sequence[Figures], row: Figures) -> Figures:

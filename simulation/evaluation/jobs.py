@@ -116,6 +116,11 @@ def learns_margin(row: Figures) -> bool:
     return bool(row.get("changes", {}).get("learn_margin") == str(True))
 
 
+def speculates(row: Figures) -> bool:
+    """Whether the row is of runs with speculation."""
+    return bool(row.get("changes", {}).get("speculation") == str(True))
+
+
 def code_now(row: Figures) -> dict[str, str]:
     """The code that a row would be made of now, as its `made_of` says it."""
     return {"policy": policy_version(row["policy"], learns_margin(row)), "simulator": version(ENTRY)}

@@ -136,7 +136,11 @@ def test_speculation_gives_more_tokens_per_step_and_reports_drafts() -> None:
     plain, drafted = alone(request), alone(request, config)
     assert tokens_of(plain) == tokens_of(drafted)
     assert len(drafted) < 0.7 * len(plain)
-    assert 0 < drafted[-1].accepted_draft_tokens < drafted[-1].draft_tokens
+    accepted, all_of = (sum(getattr(u, name) for u in drafted) for name in ("accepted_draft_tokens", "draft_tokens"))
+    assert 0 < accepted < all_of
+    assert accepted == 60 - len([u for u in drafted if u.token_ids])
+    assert {update.accept_rate for update in plain} == {0.0}
+    assert 0.5 < drafted[-2].accept_rate < 0.95
 
 
 def test_thinking_ends_with_its_token_and_loosens_the_due_line() -> None:

@@ -149,6 +149,14 @@ def test_acceptance_is_learned_by_class() -> None:
     assert residents.table.accept_rate[chat.slot] < 0.05
     assert admit(residents, 5, request_id="t", slo_class="coder").slot != coder.slot
     assert residents.table.accept_rate[residents.table.slot("t")] > 0.95
+    (said,) = residents.records([Change(coder, 1)])
+    assert said.accept_rate == residents.table.accept_rate[coder.slot]
+    for _ in range(1000):
+        residents.drafts(coder, drafted=0, accepted=0)
+    assert residents.table.accept_rate[coder.slot] < 0.2  # drafts that are not there give no tokens
+    before = residents.table.accept_rate[coder.slot]
+    residents.plain_step(coder)
+    assert before < residents.table.accept_rate[coder.slot] < before + 0.001
 
 
 def test_promotion_relegation_and_requests_of_others() -> None:

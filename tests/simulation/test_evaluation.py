@@ -181,7 +181,7 @@ def test_only_rows_that_no_longer_hold_are_computed_again(tmp_path: Path) -> Non
         row["made_of"] = {**row["made_of"], "policy": f"older {row['policy']}"}
         row["attained"] = -1.0
     # What the older code of vllm-v1 did is known, and is what the new one does; that of sarathi did something else.
-    did = {f"older vllm-v1/{version(ENTRY)}": behaviour("vllm-v1", False), f"older sarathi/{version(ENTRY)}": "else"}
+    did = {f"older vllm-v1/{version(ENTRY)}": behaviour("vllm-v1"), f"older sarathi/{version(ENTRY)}": "else"}
     (tmp_path / "evaluation.json").write_text(json.dumps({"precision": rows, BEHAVIOURS: did}))
     book = Book(tmp_path)
     assert document.older(book, rows).endswith("decisions last changed: sarathi in chatbot.*\n")
@@ -223,8 +223,23 @@ def test_what_another_section_found_by_the_same_run_is_not_computed_again(tmp_pa
 
 
 def test_behaviours_are_equal_for_equal_decisions_alone() -> None:
-    assert behaviour("vllm-v1", False) == behaviour("vllm-v1", False)
-    assert behaviour("slos", True) != behaviour("dp", True)
+    assert behaviour("vllm-v1") == behaviour("vllm-v1")
+    assert behaviour("slos", learns_margin=True) != behaviour("dp", learns_margin=True)
+
+
+def test_rows_with_speculation_have_reference_runs_of_their_own(tmp_path: Path) -> None:
+    plain = Job(Search("sarathi", "a100-opt-7b", "chatbot")).row
+    speculating = Job(Search("sarathi", "a100-opt-7b", "chatbot", changes=(("speculation", True),))).row
+    now = code_now(plain)
+    older = {**now, "policy": "older"}
+    # What the older code did is known for the one kind, and says nothing about rows of the other.
+    did = {f"older/{now['simulator']}": behaviour("sarathi")}
+    (tmp_path / "evaluation.json").write_text(json.dumps({BEHAVIOURS: did}))
+    book = Book(tmp_path)
+    assert book.behaves(plain, older, now)
+    assert not book.behaves(speculating, older, now)
+    assert book.behaviour(plain, now) == behaviour("sarathi")
+    assert book.behaves(speculating, now, now)
 
 
 def test_everybody_gets_the_gpus_of_distserves_best_ratio(tmp_path: Path) -> None:

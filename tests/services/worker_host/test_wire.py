@@ -110,6 +110,7 @@ def test_step_carries_every_field_of_an_update() -> None:
         cached_tokens=7,
         accepted_draft_tokens=8,
         draft_tokens=9,
+        accept_rate=0.7,
         relegated=True,
         kv_recomputed=True,
         kv_handle="there",
@@ -126,8 +127,9 @@ def test_step_carries_every_field_of_an_update() -> None:
     assert message.finish_reason == common_pb2.FINISH_REASON_ERROR
     assert message.logprobs[0].tokens[0].logprob == -0.5
     same = ("request_id", "text", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions")
-    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed", "kv_handle")
-    assert all(getattr(message, name) == getattr(update, name) for name in same + more)
+    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "accept_rate")
+    last = ("relegated", "kv_recomputed", "kv_handle")
+    assert all(getattr(message, name) == getattr(update, name) for name in same + more + last)
     assert list(message.token_ids) == [1, 2]
 
 

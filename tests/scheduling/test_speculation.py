@@ -1,0 +1,105 @@
+"""Speculation: acceptance as it is measured, and plans that count on what drafts are expected to yield."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scheduling import registry
+from scheduling.kernels.batches import CAP_PACES
+from scheduling.kernels.rows import ABSENT, CTX, PACE, REM, ROWS
+from scheduling.kernels.speculation import COUNTED_ON, count_on
+from scheduling.speculation import AcceptanceEstimator
+from scheduling.time_model import TimeModel
+from scheduling.types import EngineLimits
+from tests.scheduling.driver import Run, drive
+from tests.scheduling.test_promise import jobs, promised
+
+OPT_7B = TimeModel(((0.0248, 6.878e-5, 0.0, 0.0, 0.0, 1.25e-6), (0.00303, 7.523e-5, 0.0, 0.0, 0.0, 3.465e-3)))
+
+
+def test_acceptance_is_the_share_of_positions_that_were_tried() -> None:
+    rng = np.random.default_rng(0)
+    seen = AcceptanceEstimator()
+    for _ in range(2000):
+        right = int(np.argmin([*(rng.random(4) < 0.7), False]))
+        seen.observe("chat", 0.1, 4, right)
+    assert seen.rate("chat", 0.1) == pytest.approx(0.7, abs=0.07)
+    assert seen.rate("chat", 0.05) == seen.rate("code", 0.1) == 0.5  # of another tier, of another class
+    with pytest.raises(ValueError, match="3 of 2 drafted"):
+        seen.observe("chat", 0.1, 2, 3)
+
+
+def test_drafts_that_are_not_there_count_as_refused() -> None:
+    """Every third step has a draft, and all of it is right: plans must not count on more than 1 + 4 / 3 tokens."""
+    seen = AcceptanceEstimator()
+    for _ in range(1000):
+        for there in (4, 0, 0):
+            rate = seen.observe("chat", 0.1, there, there)
+    assert (1 - rate**5) / (1 - rate) < 1.15 * (1 + 4 / 3)
+
+
+def test_what_did_not_pay_is_tried_again_one_day() -> None:
+    seen = AcceptanceEstimator()
+    for _ in range(2000):
+        low = seen.observe("chat", 0.1, 4, 0)
+    assert 0.0 < low < 0.02
+    rates = [seen.skipped("chat", 0.1) for _ in range(20_000)]
+    assert rates == sorted(rates)
+    assert rates[100] < low + 0.01
+    assert 0.1 < rates[-1] < 0.5
+
+
+def counted(accept_rate: float, context: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens to verify, state, lines and caps of three decodes, a prefill, and a request that is not there."""
+    state = np.zeros((ROWS, 5))
+    state[PACE] = (0.1, 0.1, 0.05, 0.1, 0.02)
+    state[REM] = (0.0, 0.0, 0.0, 900.0, ABSENT)
+    state[CTX] = context
+    caps = np.full(4, 0.2)
+    caps[CAP_PACES] = 0.9
+    spec = np.full(5, 7)
+    lines = count_on(state, 5, np.full(5, accept_rate), OPT_7B.array, caps, 5, spec)
+    return spec, state, lines, caps
+
+
+def test_nothing_changes_where_no_draft_would_be_right() -> None:
+    for rate in (0.0, 0.001):
+        spec, state, lines, caps = counted(rate)
+        assert (spec == 1).all()
+        assert state[PACE].tolist() == [0.1, 0.1, 0.05, 0.1, 0.02]
+        assert (lines == OPT_7B.array).all()
+        assert caps[CAP_PACES] == 0.9
+
+
+def test_steps_that_speculate_serve_for_as_many_tpots_as_tokens_are_counted_on() -> None:
+    spec, state, lines, caps = counted(0.8)
+    assert spec[2] > 1, "the tightest tier speculates first"
+    assert spec[4] == 1
+    expected = (1 - 0.8**spec) / (1 - 0.8)
+    there = slice(0, 4)
+    paces = np.array([0.1, 0.1, 0.05, 0.1])
+    assert state[PACE, there] == pytest.approx(paces * np.maximum(1.0, COUNTED_ON * expected[there]))
+    assert state[PACE, 4] == 0.02
+    # A step of all four: as long as one that verifies all their tokens.
+    both = (spec[there].sum(), 4.0)
+    for line, plain in zip(lines, OPT_7B.array, strict=True):
+        fixed, per_token, per_request = line[0], line[1], line[2]
+        assert fixed + 4 * per_token + 4 * per_request == pytest.approx(
+            plain[0] + both[0] * plain[1] + both[1] * plain[2] + (spec.max() - 1) * plain[5]
+        )
+    # A batch may last as long as before: the share of a pace shrinks as the paces grow.
+    assert caps[CAP_PACES] * state[PACE, there].min() == pytest.approx(0.9 * 0.05)
+
+
+def overload(acceptance: float) -> Run:
+    limits = EngineLimits(2048, 256, 16, 4134, 8192, max_spec_tokens=5)
+    return drive(registry.get("slos"), jobs(3, 600, 6.0, OPT_7B), OPT_7B, limits, acceptance=acceptance, seed=1)
+
+
+def test_more_is_promised_where_drafts_are_accepted_and_promises_are_kept() -> None:
+    plain, speculating = overload(0.0), overload(0.8)
+    assert promised(plain) > 200
+    assert promised(speculating) > 1.03 * promised(plain)
+    assert speculating.attainment() > plain.attainment()
+    assert speculating.precision() >= 0.99
