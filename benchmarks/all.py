@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import common, render
 
 NAMES = (
-    *("planner", "simulator", "step-scheduler", "overhead", "slo", "policies", "validity"),
+    *("planner", "simulator", "step-scheduler", "overhead", "slo", "policies", "features", "validity"),
     *("kv-transfer", "disaggregated"),
 )
 QUICK_RESULTS = Path(".slos/bench")

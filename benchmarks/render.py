@@ -83,6 +83,26 @@ def sweep(result: dict[str, Any]) -> str:
     return text
 
 
+def features(result: dict[str, Any]) -> str:
+    """A sweep per feature, and what became of the drafts."""
+    parts = []
+    for feature, found in result.items():
+        drafts = [
+            (row["policy"], f"{row['rate_per_s']:g}", str(row["draft_tokens"]), _percent(_share(row)))
+            for row in found["rows"]
+            if row["draft_tokens"]
+        ]
+        text = f"{feature.capitalize()}. {sweep(found)}"
+        if drafts:
+            text += "\n\nDrafts:\n\n" + _table(("", "sessions/s", "verified tokens", "accepted"), drafts)
+        parts.append(text)
+    return "\n\n".join(parts)
+
+
+def _share(row: dict[str, Any]) -> float:
+    return float(row["accepted_draft_tokens"] / row["draft_tokens"])
+
+
 def validity(result: dict[str, Any]) -> str:
     """Both sides in neighbouring rows."""
     head = ("sessions/s", "", "requests", "attained", "promised", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "")
@@ -235,6 +255,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "slo": sweep,
     "policies": sweep,
+    "features": features,
     "validity": validity,
 }
 

@@ -19,17 +19,19 @@ STOCK = ("--policy", "vllm-v1", "--worker-option=--policy=stock")
 """Admit everything, and leave the batches to vLLM's own scheduler."""
 
 
-def workload(given: argparse.Namespace) -> sweep.Workload:
-    """What the arguments ask for."""
+def workload(given: argparse.Namespace, scenario: str = "") -> sweep.Workload:
+    """What the arguments ask for; scenario: in place of theirs."""
     duration_s = min(given.duration, 20.0) if given.quick else given.duration
+    scenario = scenario or given.scenario
     return sweep.Workload(
-        given.scenario, given.arrivals, duration_s, given.length_scale, given.delay_scale, given.seed, given.timeout
+        scenario, given.arrivals, duration_s, given.length_scale, given.delay_scale, given.seed, given.timeout
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a sweep."""
-    parser.add_argument("--scenario", default="mixed")
+def add_arguments(parser: argparse.ArgumentParser, scenario: bool = True) -> None:
+    """Options of a sweep; scenario: whether there is a choice of it."""
+    if scenario:
+        parser.add_argument("--scenario", default="mixed")
     parser.add_argument("--arrivals", default="burst", choices=("poisson", "burst", "trace"))
     parser.add_argument("--duration", type=float, default=90.0, help="seconds per rate")
     parser.add_argument("--rates", type=rates, default=None, help="sessions/s, such as 0.5,1,2 (default: by the knee)")
@@ -54,7 +56,7 @@ def rates(value: str) -> list[float]:
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """What to store of the arguments."""
     names = ("scenario", "arrivals", "duration", "length_scale", "delay_scale", "seed", "engine")
-    return {name: getattr(given, name) for name in names}
+    return {name: value for name, value in vars(given).items() if name in names}
 
 
 def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,6 +26,7 @@ from scheduling.time_model import TimeModel
 
 STEP_ERROR = "slos:step_time_error_ratio"
 MARGIN = "slos:time_margin_ratio"
+DRAFTS, ACCEPTED_DRAFTS = "slos:draft_tokens_total", "slos:accepted_draft_tokens_total"
 _LOAD_TIMEOUT_S = 1800.0
 KNEE_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Rates of a sweep as multiples of the estimated knee."""
@@ -144,7 +145,9 @@ def load(cluster: OwnCluster, workload: Workload, rate: float, seed: int, scale:
 
 
 def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale: float) -> dict[str, Any]:
-    before = prometheus.buckets(prometheus.fetch(cluster.url), STEP_ERROR)
+    text = prometheus.fetch(cluster.url)
+    before = prometheus.buckets(text, STEP_ERROR)
+    drafts_before, accepted_before = (sum(prometheus.values(text, name)) for name in (DRAFTS, ACCEPTED_DRAFTS))
     data = load(cluster, workload, rate, workload.seed + index, scale, cluster.folder / f"load-{index}.json")
     text = prometheus.fetch(cluster.url)
     errors = prometheus.since(prometheus.buckets(text, STEP_ERROR), before)
@@ -156,6 +159,8 @@ def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale
         "output_tokens_per_s": data["facts"]["output_tokens_per_s"],
         "latest_send_ms": data["facts"]["latest_send_ms"],
         "margin": margins[0] if margins else None,
+        "draft_tokens": round(sum(prometheus.values(text, DRAFTS)) - drafts_before),
+        "accepted_draft_tokens": round(sum(prometheus.values(text, ACCEPTED_DRAFTS)) - accepted_before),
         "step_time_measured_over_predicted": {
             f"p{share * 100:g}": prometheus.quantile(errors, share) for share in (0.5, 0.9, 0.99)
         },

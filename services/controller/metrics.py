@@ -67,6 +67,12 @@ class Metrics:
         self.cached_tokens = Counter(
             "slos:prefix_cache_hits", "Prompt tokens found in a prefix cache.", registry=registry
         )
+        self.drafts = Counter(
+            "slos:draft_tokens", "Drafted tokens that were verified.", ["slo_class"], registry=registry
+        )
+        self.accepted_drafts = Counter(
+            "slos:accepted_draft_tokens", "Drafted tokens that were accepted.", ["slo_class"], registry=registry
+        )
         self.admitted = Counter(
             "slos:admissions", "First answers of admission.", ["slo_class", "admission"], registry=registry
         )

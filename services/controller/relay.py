@@ -110,6 +110,9 @@ class Relay:
                 self._text(request, message, update.text)
             if update.logprobs:
                 message.logprobs.extend(update.logprobs)
+        if update.draft_tokens:
+            self._metrics.drafts.labels(request.slo_class).inc(update.draft_tokens)
+            self._metrics.accepted_drafts.labels(request.slo_class).inc(update.accepted_draft_tokens)
         if update.kv_recomputed and not request.kv_recomputed:
             request.kv_recomputed = True
             request.note(f"its KV did not arrive: {replica.worker_id} computes the prompt")

@@ -33,3 +33,24 @@ def test_bench_slo_compares_both_policies_on_the_same_requests(model_folder: Pat
     assert ours["step_time_measured_over_predicted"]["p50"] > 0
     assert "emulated" in render.section(whole)
     assert "precision" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_bench_features_turns_each_of_them_off_and_on(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.json"
+    command = [sys.executable, "-m", "cli.main", "bench", "features", "--engine", "emulated", "--rates", "2", "--quick"]
+    command += ["--duration", "3", "--out", str(out)]
+    environment = {**os.environ, "SLOS_MODEL_DIR": str(model_folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = json.loads(out.read_text())
+    without, speculation = whole["result"]["speculation"]["rows"]
+    assert (without["policy"], speculation["policy"]) == ("plain", "speculation")
+    assert without["draft_tokens"] == 0
+    assert 0 < speculation["accepted_draft_tokens"] < speculation["draft_tokens"]
+    no_cache, cache = whole["result"]["prefix cache"]["rows"]
+    assert (no_cache["policy"], cache["policy"]) == ("no prefix cache", "prefix cache")
+    for one, other in ((without, speculation), (no_cache, cache)):
+        totals = [next(c for c in row["classes"] if c["application"] == "all") for row in (one, other)]
+        assert totals[0]["output_tokens"] == totals[1]["output_tokens"] > 0
+    assert "Prefix cache. " in render.section(whole)
