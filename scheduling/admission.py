@@ -252,8 +252,7 @@ def build(
     if best_effort_floor > 0.0 and best_effort:
         lines /= 1.0 - best_effort_floor
     caps = batch_caps(lines, settings_array(settings))
-    if limits.max_spec_tokens > 1 and len(residents):
-        accept_rate = table.accept_rate[residents]
+    if limits.max_spec_tokens > 1 and (accept_rate := table.accept_rate[residents]).any():
         lines = counted_on(accept_rate, state, items, item_rem, lines, caps, limits.max_spec_tokens)
     return Problem(
         now_s=now_s,
