@@ -119,7 +119,7 @@ class RequestUpdate:
     finish_reason: "", "stop", "length", "cancelled" or "error" (then error says why). kv_handle: at the end of a
     prefill half, what the engine that decodes must be told before it can fetch the KV (hand_over); opaque, and empty
     where the transport does not need it. accepted_draft_tokens of draft_tokens: in this step. accept_rate: chance that
-    a drafted token is accepted, as the engine plans with it; 0 where it says nothing about that.
+    a drafted token is accepted, draft_share: of steps that have drafts; both 0 where the engine says nothing of that.
     """
 
     request_id: str
@@ -136,6 +136,7 @@ class RequestUpdate:
     accepted_draft_tokens: int = 0
     draft_tokens: int = 0
     accept_rate: float = 0.0
+    draft_share: float = 0.0
     relegated: bool = False
     kv_recomputed: bool = False
     kv_handle: str = ""

@@ -253,7 +253,8 @@ def build(
         lines /= 1.0 - best_effort_floor
     caps = batch_caps(lines, settings_array(settings))
     if limits.max_spec_tokens > 1 and (accept_rate := table.accept_rate[residents]).any():
-        lines = counted_on(accept_rate, state, items, item_rem, lines, caps, limits.max_spec_tokens)
+        share = table.draft_share[residents]
+        lines = counted_on(accept_rate, share, state, items, item_rem, lines, caps, limits.max_spec_tokens)
     return Problem(
         now_s=now_s,
         newcomers=ordered,

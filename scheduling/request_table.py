@@ -21,7 +21,8 @@ PREFILL_REMAINING, CONTEXT, PROMPT, GENERATED, REMAINING_OUTPUT = 0, 1, 2, 3, 4
 MAX_REMAINING_OUTPUT, KV_BLOCKS, PREEMPTIONS, SEQUENCE = 5, 6, 7, 8
 INT_ROWS = 9
 PREFILL_DEADLINE, NEXT_DEADLINE, TPOT, ANSWER_TPOT, VALUE, ARRIVAL, ACCEPT_RATE = 0, 1, 2, 3, 4, 5, 6
-FLOAT_ROWS = 7
+DRAFT_SHARE = 7
+FLOAT_ROWS = 8
 ACTIVE, STANDARD, HOPEFUL = 0, 1, 2
 FLAG_ROWS = 3
 
@@ -39,7 +40,8 @@ class RequestTable:
       tpot_s: TPOT in force; answer_tpot_s: TPOT after thinking ends (equal to tpot_s without thinking)
       remaining_output: estimate of output tokens still to come, >= 1; max_remaining_output: its bound by max_tokens
       value: worth of the promise; arrival_s; kv_blocks; accept_rate: chance that a drafted token is accepted, 0 = do
-      not speculate; preemptions; sequence: order of arrival in this table
+      not speculate; draft_share: share of its steps that will have drafts; preemptions; sequence: order of arrival in
+      this table
     """
 
     def __init__(self, capacity: int = 256) -> None:
@@ -80,6 +82,7 @@ class RequestTable:
         self.value: FloatArray = floats[VALUE]
         self.arrival_s: FloatArray = floats[ARRIVAL]
         self.accept_rate: FloatArray = floats[ACCEPT_RATE]
+        self.draft_share: FloatArray = floats[DRAFT_SHARE]
 
     @property
     def high_water(self) -> int:
@@ -113,6 +116,7 @@ class RequestTable:
         arrival_s: float = 0.0,
         kv_blocks: int = 0,
         accept_rate: float = 0.0,
+        draft_share: float = 1.0,
         preemptions: int = 0,
         hopeful: bool = False,
     ) -> int:
@@ -155,6 +159,7 @@ class RequestTable:
             value,
             arrival_s,
             accept_rate,
+            draft_share,
         )
         self.active[slot] = True
         self.standard[slot] = standard

@@ -13,58 +13,70 @@ from scheduling.request_table import FloatArray, IntArray
 
 PRIOR_TRIES = 20.0
 SKIPPED_TRIES = 0.01
-"""What a step without speculation weighs, in tries, when what was seen fades."""
+"""What a step that left its drafts alone weighs, in tries, when what was seen fades."""
 LEAST, MOST = 0.001, 0.99
+
+Key = tuple[str, float]
+"""Class and TPOT."""
 
 
 class AcceptanceEstimator:
-    """Acceptance per class and tier: an exponential average over drafted tokens that were tried.
+    """Per class and tier: share of drafted tokens that are accepted, and of steps that have drafts at all.
 
-    The share is per position, as the formula wants it: after the first refusal of a step nothing was tried. A step
-    that should have verified drafts and had none counts as a refusal of the first: what plans count on is tokens.
+    Both are exponential averages. Acceptance is per position, as the formula wants it: after the first refusal of a
+    step nothing was tried. A lookup drafter often has nothing to propose; what plans count on is tokens.
     """
 
     def __init__(self, prior: float = 0.5, memory_tokens: float = 500.0) -> None:
-        """prior: acceptance before anything was seen; memory_tokens: tries after which it has faded to a third."""
+        """prior: both before anything was seen; memory_tokens: tries after which it has faded to a third."""
         if not 0.0 <= prior < 1.0 or memory_tokens < 1.0:
             raise ValueError("prior must lie in [0, 1) and memory_tokens be at least 1")
         self._prior = prior
         self._memory = memory_tokens
-        self._tried: dict[tuple[str, float], tuple[float, float]] = {}
+        self._accepted: dict[Key, tuple[float, float]] = {}
+        self._offered: dict[Key, tuple[float, float]] = {}
 
-    def observe(self, slo_class: str, tpot_s: float, drafted: int, accepted: int) -> float:
-        """Learn from one step of one request that was to verify drafts; returns the rate.
-
-        drafted: those there were; accepted: the first of them that were right.
-        """
+    def observe(self, slo_class: str, tpot_s: float, drafted: int, accepted: int) -> None:
+        """Learn from one step of one request: so many tokens were verified, the first `accepted` were right."""
         if not 0 <= accepted <= drafted:
             raise ValueError(f"{accepted} of {drafted} drafted tokens accepted")
-        tries = max(1, min(accepted + 1, drafted))
-        kept = max(0.0, 1.0 - tries / self._memory)
-        hits, total = self._seen(slo_class, tpot_s)
-        self._tried[slo_class, tpot_s] = (hits * kept + accepted, total * kept + tries)
-        return self.rate(slo_class, tpot_s)
+        self._add(self._accepted, (slo_class, tpot_s), accepted, min(accepted + 1, drafted))
 
-    def skipped(self, slo_class: str, tpot_s: float) -> float:
-        """Account for a step without speculation; returns the rate.
+    def offered(self, slo_class: str, tpot_s: float, there: bool) -> None:
+        """Account for whether there were drafts when a request decoded."""
+        self._add(self._offered, (slo_class, tpot_s), float(there), 1)
+
+    def skipped(self, slo_class: str, tpot_s: float) -> None:
+        """Account for drafts that were not verified.
 
         What was seen fades towards the prior, slowly: drafts that did not pay are tried again one day.
         """
-        hits, total = self._seen(slo_class, tpot_s)
-        self._tried[slo_class, tpot_s] = (hits + (self._prior * total - hits) * SKIPPED_TRIES / self._memory, total)
-        return self.rate(slo_class, tpot_s)
+        hits, total = self._seen(self._accepted, (slo_class, tpot_s))
+        fading = SKIPPED_TRIES / self._memory
+        self._accepted[slo_class, tpot_s] = (hits + (self._prior * total - hits) * fading, total)
 
     def rate(self, slo_class: str, tpot_s: float) -> float:
         """Chance that a drafted token is accepted; never 0, which stands for no speculation at all."""
-        hits, total = self._seen(slo_class, tpot_s)
+        hits, total = self._seen(self._accepted, (slo_class, tpot_s))
         return min(max(hits / total, LEAST), MOST)
 
-    def _seen(self, slo_class: str, tpot_s: float) -> tuple[float, float]:
-        return self._tried.get((slo_class, tpot_s), (self._prior * PRIOR_TRIES, PRIOR_TRIES))
+    def share(self, slo_class: str, tpot_s: float) -> float:
+        """Share of steps that have drafts."""
+        hits, total = self._seen(self._offered, (slo_class, tpot_s))
+        return hits / total
+
+    def _add(self, seen: dict[Key, tuple[float, float]], key: Key, hits: float, tries: int) -> None:
+        kept = max(0.0, 1.0 - tries / self._memory)
+        before, total = self._seen(seen, key)
+        seen[key] = (before * kept + hits, total * kept + tries)
+
+    def _seen(self, seen: dict[Key, tuple[float, float]], key: Key) -> tuple[float, float]:
+        return seen.get(key, (self._prior * PRIOR_TRIES, PRIOR_TRIES))
 
 
 def counted_on(
     accept_rate: FloatArray,
+    share: FloatArray,
     state: FloatArray,
     items: IntArray,
     item_rem: FloatArray,
@@ -74,13 +86,14 @@ def counted_on(
 ) -> FloatArray:
     """Lines of steps that speculate; the state's paces become those of such steps.
 
-    accept_rate: of the residents, the first columns of the state. items: columns of the newcomers, which get the
-    residents' mean; item_rem: their prompt tokens.
+    accept_rate, share (of steps with drafts): of the residents, the first columns of the state. items: columns of the
+    newcomers, which get the residents' means; item_rem: their prompt tokens.
     """
     accept_rate = np.concatenate([accept_rate, np.full(len(items), accept_rate.mean())])
+    share = np.concatenate([share, np.full(len(items), share.mean())])
     together = state.copy()
     together[REM, items] = item_rem
     spec = np.ones(len(accept_rate), np.int64)
-    ahead: FloatArray = count_on(together, len(spec), accept_rate, lines, caps.copy(), max_spec, spec)
+    ahead: FloatArray = count_on(together, len(spec), accept_rate, share, lines, caps.copy(), max_spec, spec)
     state[PACE] = together[PACE]
     return ahead

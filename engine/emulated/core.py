@@ -260,7 +260,8 @@ class EmulatedCore:
     def _learn_acceptance(self, live: Live, slot: int, right: int, drafted: int) -> None:
         if self._acceptance is not None:
             tpot_s = float(self.table.tpot_s[slot])
-            self.table.accept_rate[slot] = self._acceptance.observe(live.request.slo_class, tpot_s, drafted, right)
+            self._acceptance.observe(live.request.slo_class, tpot_s, drafted, right)
+            self.table.accept_rate[slot] = self._acceptance.rate(live.request.slo_class, tpot_s)
 
     def _end(
         self,

@@ -156,6 +156,7 @@ class Residents:
             accepted_draft_tokens=accepted_drafts,
             draft_tokens=drafts,
             accept_rate=0.0 if slot is None else float(self.table.accept_rate[slot]),
+            draft_share=0.0 if slot is None else float(self.table.draft_share[slot]),
             relegated=relegated,
             kv_recomputed=live.kv_recomputed,
         )

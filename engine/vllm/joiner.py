@@ -189,6 +189,7 @@ class StepJoiner:
             accepted_draft_tokens=0 if late else state.accepted_draft_tokens,
             draft_tokens=0 if late else state.draft_tokens,
             accept_rate=state.accept_rate,
+            draft_share=state.draft_share,
             relegated=state.relegated and not late,
             kv_recomputed=state.kv_recomputed and not late,
             kv_handle=stream.kv_handle if finished else "",

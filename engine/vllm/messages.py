@@ -91,6 +91,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
     accept_rate: float = 0.0
+    draft_share: float = 0.0
     planned_tokens: int = 0
     scheduled_tokens: int = 0
     relegated: bool = False

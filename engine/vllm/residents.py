@@ -89,6 +89,7 @@ class Residents:
             value=facts.value,
             arrival_s=facts.arrival_s,
             accept_rate=self._acceptance.rate(facts.slo_class, tpot_s) if self._acceptance else 0.0,
+            draft_share=self._acceptance.share(facts.slo_class, tpot_s) if self._acceptance else 1.0,
         )
         resident = Resident(request, facts, slot, thinking=thinks)
         self.by_vllm_id[request.request_id] = resident
@@ -170,17 +171,37 @@ class Residents:
             resident.produced += count
             resident.decoding = True
 
-    def drafts(self, resident: Resident, drafted: int, accepted: int) -> None:
-        """Learn from drafts that were verified; drafted = 0: there were none where some were to be verified."""
-        if self._acceptance is not None:
-            facts, tpot_s = resident.facts, float(self.table.tpot_s[resident.slot])
-            self.table.accept_rate[resident.slot] = self._acceptance.observe(facts.slo_class, tpot_s, drafted, accepted)
+    def drafts_at_hand(self) -> None:
+        """Before a plan: whoever decodes and has no drafts now is planned without any."""
+        if self._acceptance is None:
+            return
+        for slot, resident in self.by_slot.items():
+            rate, share = self._speculation(resident)
+            self.table.accept_rate[slot] = rate if resident.request.spec_token_ids or not resident.decoding else 0.0
+            self.table.draft_share[slot] = share
 
-    def plain_step(self, resident: Resident) -> None:
-        """Account for a decode that was to verify no drafts."""
+    def verifies(self, resident: Resident, verified: int) -> None:
+        """Account for a decode that is about to verify so many of the drafts that it has."""
         if self._acceptance is not None:
-            facts, tpot_s = resident.facts, float(self.table.tpot_s[resident.slot])
-            self.table.accept_rate[resident.slot] = self._acceptance.skipped(facts.slo_class, tpot_s)
+            key, there = self._tier(resident), bool(resident.request.spec_token_ids)
+            self._acceptance.offered(*key, there)
+            if there and not verified:
+                self._acceptance.skipped(*key)
+
+    def drafts(self, resident: Resident, drafted: int, accepted: int) -> None:
+        """Learn from drafts that were verified."""
+        if self._acceptance is not None:
+            self._acceptance.observe(*self._tier(resident), drafted, accepted)
+
+    def _speculation(self, resident: Resident) -> tuple[float, float]:
+        """Acceptance, and the share of steps with drafts; (0, 0) without a speculator."""
+        if self._acceptance is None:
+            return 0.0, 0.0
+        key = self._tier(resident)
+        return self._acceptance.rate(*key), self._acceptance.share(*key)
+
+    def _tier(self, resident: Resident) -> tuple[str, float]:
+        return resident.facts.slo_class, float(self.table.tpot_s[resident.slot])
 
     def promote(self, request_id: str, first_token_due_s: float, next_token_due_s: float | None) -> None:
         """Make a request standard; unknown ids are requests that have ended meanwhile."""
@@ -207,7 +228,7 @@ class Residents:
                 self.sync(change.resident)
         # One read of the table for all: element by element it would be most of the step scheduler's time.
         columns = self.table.ints[:, slots].tolist()
-        accept_rates = self.table.accept_rate[slots].tolist()
+        speculation = [self._speculation(change.resident) for change in changes]
         records = [
             RequestRecord(
                 request_id=change.resident.facts.request_id,
@@ -220,7 +241,8 @@ class Residents:
                 cached_tokens=change.resident.cached_tokens,
                 draft_tokens=change.drafted,
                 accepted_draft_tokens=change.accepted,
-                accept_rate=accept_rates[place],
+                accept_rate=speculation[place][0],
+                draft_share=speculation[place][1],
                 planned_tokens=change.planned,
                 scheduled_tokens=change.scheduled,
                 relegated=change.resident.relegated,

@@ -102,6 +102,7 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         hidden = self._prepare_waiting()
         for slot in hidden:
             table.active[slot] = False
+        self._residents.drafts_at_hand()
         plan_s = 0.0
         try:
             plan = self._policy.plan(now_s, table, self._pool.get_num_free_blocks(), self._model, self._limits)
@@ -191,10 +192,7 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         if self.num_spec_tokens:
             for resident, spec in decodes:
                 request = resident.request
-                if spec <= 1:
-                    self._residents.plain_step(resident)
-                elif not request.spec_token_ids:
-                    self._residents.drafts(resident, drafted=0, accepted=0)
+                self._residents.verifies(resident, spec - 1)
                 request.spec_token_ids = request.spec_token_ids[: max(spec - 1, 0)]
                 planned[request.request_id] += len(request.spec_token_ids)
         for resident, tokens in prefills:

@@ -103,13 +103,21 @@ def best_lengths(
 
 @kernel
 def count_on(
-    state: FloatArray, n: int, accept_rate: FloatArray, lines: FloatArray, caps: FloatArray, most: int, spec: IntArray
+    state: FloatArray,
+    n: int,
+    accept_rate: FloatArray,
+    share: FloatArray,
+    lines: FloatArray,
+    caps: FloatArray,
+    most: int,
+    spec: IntArray,
 ) -> FloatArray:
     """Fill spec[i] with the tokens to verify (1 = plain), and let the state's paces be those of steps that verify them.
 
     Such a step serves a request for as many of its TPOTs as tokens are counted on. Returns the lines of such steps, and
     lets the caps on a batch's duration be what they were. Nothing changes where speculation does not pay. Requests, of
     those that are present, are grouped by TPOT and acceptance (in tenths); all count as decodes, which they will be.
+    share: of a request's steps that will have drafts.
     """
     pace = np.empty(MAX_GROUPS)
     count = np.zeros(MAX_GROUPS)
@@ -155,9 +163,10 @@ def count_on(
         present += 1.0
         if accept_rate[i] > 0.0:
             spec[i] = lengths[group[i]]
-            drafts += spec[i] - 1.0
+            drafts += share[i] * (spec[i] - 1.0)
             deepest = max(deepest, spec[i] - 1.0)
-            state[PACE, i] *= max(1.0, COUNTED_ON * expected_tokens(acceptance[group[i]], float(spec[i])))
+            expected = 1.0 - share[i] + share[i] * expected_tokens(acceptance[group[i]], float(spec[i]))
+            state[PACE, i] *= max(1.0, COUNTED_ON * expected)
         slowest = min(slowest, state[PACE, i])
     caps[CAP_PACES] *= tightest / slowest
     ahead = lines.copy()

@@ -24,13 +24,7 @@ from scheduling.kernels.settings import (
 )
 from scheduling.kernels.speculation import count_on
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import (
-    ACCEPT_RATE,
-    MAX_REMAINING_OUTPUT,
-    BoolArray,
-    FloatArray,
-    IntArray,
-)
+from scheduling.request_table import ACCEPT_RATE, DRAFT_SHARE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
 
 
 @kernel
@@ -60,12 +54,13 @@ def _speculate(
     spec = np.ones(n, np.int64)
     if max_spec <= 1:
         return spec, state, lines, caps
-    accept_rate = np.zeros(n)
+    accept_rate, share = np.zeros(n), np.ones(n)
     for i in range(n):
+        share[i] = floats[DRAFT_SHARE, slots[i]]
         if ints[MAX_REMAINING_OUTPUT, slots[i]] > 1:
             accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
     counted, ahead_caps = state.copy(), caps.copy()
-    ahead = count_on(counted, n, accept_rate, lines, ahead_caps, max_spec, spec)
+    ahead = count_on(counted, n, accept_rate, share, lines, ahead_caps, max_spec, spec)
     return spec, counted, ahead, ahead_caps
 
 

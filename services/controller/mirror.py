@@ -211,7 +211,7 @@ class ReplicaMirror:
         if update.relegated:
             table.relegate(slot)
         if update.accept_rate > 0.0:
-            table.accept_rate[slot] = update.accept_rate
+            table.accept_rate[slot], table.draft_share[slot] = update.accept_rate, update.draft_share
         return late
 
     def _produce(self, slot: int, tokens: int, at_s: float) -> None:

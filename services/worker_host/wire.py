@@ -154,6 +154,7 @@ def _request_step(update: RequestUpdate) -> worker_pb2.RequestStep:
         accepted_draft_tokens=update.accepted_draft_tokens,
         draft_tokens=update.draft_tokens,
         accept_rate=update.accept_rate,
+        draft_share=update.draft_share,
         relegated=update.relegated,
         kv_recomputed=update.kv_recomputed,
         kv_handle=update.kv_handle,

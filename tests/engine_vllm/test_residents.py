@@ -139,24 +139,37 @@ def test_decodes_in_bulk_are_decodes_one_by_one() -> None:
     assert bulk.one_token_each([], [], [], 1) is None
 
 
-def test_acceptance_is_learned_by_class() -> None:
+def test_speculation_is_learned_by_class_and_planned_for_whoever_has_drafts() -> None:
     residents = Residents(4, speculates=True)
     coder, chat = admit(residents, 5, slo_class="coder"), admit(residents, 5, request_id="s", slo_class="chat")
-    for _ in range(200):
-        residents.drafts(coder, drafted=4, accepted=4)
-        residents.drafts(chat, drafted=4, accepted=0)
-    assert residents.table.accept_rate[coder.slot] > 0.95
-    assert residents.table.accept_rate[chat.slot] < 0.05
-    assert admit(residents, 5, request_id="t", slo_class="coder").slot != coder.slot
-    assert residents.table.accept_rate[residents.table.slot("t")] > 0.95
-    (said,) = residents.records([Change(coder, 1)])
-    assert said.accept_rate == residents.table.accept_rate[coder.slot]
+    for resident in (coder, chat):
+        compute(residents, resident, 5, [7], 11.0)
+    for step in range(300):
+        coder.request.spec_token_ids = [1, 2, 3, 4]
+        chat.request.spec_token_ids = [1, 2, 3, 4] if step % 4 == 0 else []
+        residents.drafts_at_hand()
+        for resident, right in ((coder, 4), (chat, 1)):
+            residents.verifies(resident, 4)
+            if there := len(resident.request.spec_token_ids):
+                residents.drafts(resident, there, min(right, there))
+    table = residents.table
+    assert table.accept_rate[coder.slot] > 0.95
+    assert table.draft_share[coder.slot] > 0.95
+    # In the last step there were none; what holds for the class is what the controller hears.
+    assert table.accept_rate[chat.slot] == 0.0
+    assert 0.2 < table.draft_share[chat.slot] < 0.4
+    (said,) = residents.records([Change(chat, 1)])
+    assert 0.4 < said.accept_rate < 0.6  # of two that were tried, one was right
+    assert said.draft_share == pytest.approx(table.draft_share[chat.slot], abs=0.01)
+    # Drafts that are left alone: acceptance is forgotten slowly, for another try.
+    residents.drafts_at_hand()
+    learned = table.accept_rate[coder.slot]
     for _ in range(1000):
-        residents.drafts(coder, drafted=0, accepted=0)
-    assert residents.table.accept_rate[coder.slot] < 0.2  # drafts that are not there give no tokens
-    before = residents.table.accept_rate[coder.slot]
-    residents.plain_step(coder)
-    assert before < residents.table.accept_rate[coder.slot] < before + 0.001
+        residents.verifies(coder, 0)
+    residents.drafts_at_hand()
+    assert 0.9 < table.accept_rate[coder.slot] < learned
+    newcomer = admit(residents, 5, request_id="t", slo_class="coder")
+    assert table.accept_rate[newcomer.slot] > 0.9
 
 
 def test_promotion_relegation_and_requests_of_others() -> None:

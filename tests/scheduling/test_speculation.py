@@ -30,36 +30,38 @@ def test_acceptance_is_the_share_of_positions_that_were_tried() -> None:
         seen.observe("chat", 0.1, 2, 3)
 
 
-def test_drafts_that_are_not_there_count_as_refused() -> None:
-    """Every third step has a draft, and all of it is right: plans must not count on more than 1 + 4 / 3 tokens."""
+def test_the_share_of_steps_with_drafts_is_learned_apart() -> None:
     seen = AcceptanceEstimator()
-    for _ in range(1000):
-        for there in (4, 0, 0):
-            rate = seen.observe("chat", 0.1, there, there)
-    assert (1 - rate**5) / (1 - rate) < 1.15 * (1 + 4 / 3)
+    for step in range(3000):
+        seen.offered("chat", 0.1, step % 3 == 0)
+    assert seen.share("chat", 0.1) == pytest.approx(1 / 3, abs=0.02)
+    assert seen.rate("chat", 0.1) == 0.5
 
 
 def test_what_did_not_pay_is_tried_again_one_day() -> None:
     seen = AcceptanceEstimator()
     for _ in range(2000):
-        low = seen.observe("chat", 0.1, 4, 0)
-    assert 0.0 < low < 0.02
-    rates = [seen.skipped("chat", 0.1) for _ in range(20_000)]
+        seen.observe("chat", 0.1, 4, 0)
+    rates = [seen.rate("chat", 0.1)]
+    assert 0.0 < rates[0] < 0.02
+    for _ in range(20_000):
+        seen.skipped("chat", 0.1)
+        rates.append(seen.rate("chat", 0.1))
     assert rates == sorted(rates)
-    assert rates[100] < low + 0.01
+    assert rates[100] < rates[0] + 0.01
     assert 0.1 < rates[-1] < 0.5
 
 
-def counted(accept_rate: float, context: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def counted(accept_rate: float, share: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens to verify, state, lines and caps of three decodes, a prefill, and a request that is not there."""
     state = np.zeros((ROWS, 5))
     state[PACE] = (0.1, 0.1, 0.05, 0.1, 0.02)
     state[REM] = (0.0, 0.0, 0.0, 900.0, ABSENT)
-    state[CTX] = context
+    state[CTX] = 400
     caps = np.full(4, 0.2)
     caps[CAP_PACES] = 0.9
     spec = np.full(5, 7)
-    lines = count_on(state, 5, np.full(5, accept_rate), OPT_7B.array, caps, 5, spec)
+    lines = count_on(state, 5, np.full(5, accept_rate), np.full(5, share), OPT_7B.array, caps, 5, spec)
     return spec, state, lines, caps
 
 
@@ -90,6 +92,18 @@ def test_steps_that_speculate_serve_for_as_many_tpots_as_tokens_are_counted_on()
         )
     # A batch may last as long as before: the share of a pace shrinks as the paces grow.
     assert caps[CAP_PACES] * state[PACE, there].min() == pytest.approx(0.9 * 0.05)
+
+
+def test_steps_without_drafts_count_for_one_token() -> None:
+    spec, state, lines, _ = counted(0.8, share=0.5)
+    always, all_state, all_lines, _ = counted(0.8)
+    assert (spec == always).all()
+    expected = (1 - 0.8 ** spec[2]) / (1 - 0.8)
+    assert state[PACE, 2] == pytest.approx(0.05 * max(1.0, COUNTED_ON * (1 + 0.5 * (expected - 1))))
+    assert state[PACE, 2] < all_state[PACE, 2]
+    assert (lines.sum(axis=1) < all_lines.sum(axis=1)).any()
+    _, state, _, _ = counted(0.8, share=0.0)
+    assert state[PACE].tolist() == [0.1, 0.1, 0.05, 0.1, 0.02]
 
 
 def overload(acceptance: float) -> Run:

@@ -274,7 +274,7 @@ class Step(_message.Message):
     def __init__(self, duration_us: _Optional[int] = ..., predicted_us: _Optional[int] = ..., age_us: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStep, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., batch_requests: _Optional[int] = ..., ended_us: _Optional[int] = ...) -> None: ...
 
 class RequestStep(_message.Message):
-    __slots__ = ("request_id", "token_ids", "text", "logprobs", "finish_reason", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions", "cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed", "kv_handle", "accept_rate")
+    __slots__ = ("request_id", "token_ids", "text", "logprobs", "finish_reason", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions", "cached_tokens", "accepted_draft_tokens", "draft_tokens", "relegated", "kv_recomputed", "kv_handle", "accept_rate", "draft_share")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +292,7 @@ class RequestStep(_message.Message):
     KV_RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
     KV_HANDLE_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_RATE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_SHARE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
@@ -309,7 +310,8 @@ class RequestStep(_message.Message):
     kv_recomputed: bool
     kv_handle: str
     accept_rate: float
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., error: _Optional[str] = ..., prefill_remaining: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., relegated: _Optional[bool] = ..., kv_recomputed: _Optional[bool] = ..., kv_handle: _Optional[str] = ..., accept_rate: _Optional[float] = ...) -> None: ...
+    draft_share: float
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., error: _Optional[str] = ..., prefill_remaining: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., accepted_draft_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., relegated: _Optional[bool] = ..., kv_recomputed: _Optional[bool] = ..., kv_handle: _Optional[str] = ..., accept_rate: _Optional[float] = ..., draft_share: _Optional[float] = ...) -> None: ...
 
 class Rejected(_message.Message):
     __slots__ = ("request_id", "code", "reason")

@@ -111,6 +111,7 @@ def test_step_carries_every_field_of_an_update() -> None:
         accepted_draft_tokens=8,
         draft_tokens=9,
         accept_rate=0.7,
+        draft_share=0.4,
         relegated=True,
         kv_recomputed=True,
         kv_handle="there",
@@ -127,7 +128,7 @@ def test_step_carries_every_field_of_an_update() -> None:
     assert message.finish_reason == common_pb2.FINISH_REASON_ERROR
     assert message.logprobs[0].tokens[0].logprob == -0.5
     same = ("request_id", "text", "error", "prefill_remaining", "context_tokens", "kv_blocks", "preemptions")
-    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "accept_rate")
+    more = ("cached_tokens", "accepted_draft_tokens", "draft_tokens", "accept_rate", "draft_share")
     last = ("relegated", "kv_recomputed", "kv_handle")
     assert all(getattr(message, name) == getattr(update, name) for name in same + more + last)
     assert list(message.token_ids) == [1, 2]
