@@ -144,14 +144,20 @@ def load(cluster: OwnCluster, workload: Workload, rate: float, seed: int, scale:
     return data
 
 
+def _drafts(text: str) -> tuple[int, int]:
+    """Drafted tokens so far, and those of them that were accepted."""
+    return round(sum(prometheus.values(text, DRAFTS))), round(sum(prometheus.values(text, ACCEPTED_DRAFTS)))
+
+
 def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale: float) -> dict[str, Any]:
     text = prometheus.fetch(cluster.url)
     before = prometheus.buckets(text, STEP_ERROR)
-    drafts_before, accepted_before = (sum(prometheus.values(text, name)) for name in (DRAFTS, ACCEPTED_DRAFTS))
+    drafts_before = _drafts(text)
     data = load(cluster, workload, rate, workload.seed + index, scale, cluster.folder / f"load-{index}.json")
     text = prometheus.fetch(cluster.url)
     errors = prometheus.since(prometheus.buckets(text, STEP_ERROR), before)
     margins = prometheus.values(text, MARGIN)
+    drafts, accepted = (now - then for now, then in zip(_drafts(text), drafts_before, strict=True))
     return {
         "rate_per_s": rate,
         "seed": workload.seed + index,
@@ -159,8 +165,8 @@ def _one(cluster: OwnCluster, workload: Workload, rate: float, index: int, scale
         "output_tokens_per_s": data["facts"]["output_tokens_per_s"],
         "latest_send_ms": data["facts"]["latest_send_ms"],
         "margin": margins[0] if margins else None,
-        "draft_tokens": round(sum(prometheus.values(text, DRAFTS)) - drafts_before),
-        "accepted_draft_tokens": round(sum(prometheus.values(text, ACCEPTED_DRAFTS)) - accepted_before),
+        "draft_tokens": drafts,
+        "accepted_draft_tokens": accepted,
         "step_time_measured_over_predicted": {
             f"p{share * 100:g}": prometheus.quantile(errors, share) for share in (0.5, 0.9, 0.99)
         },

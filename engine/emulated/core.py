@@ -170,7 +170,7 @@ class EmulatedCore:
             right = live.script.accepted(live.generated, drafted, self._config.accept_rate)
             if drafted:
                 live.drafts, live.accepted_drafts = drafted, right
-                self._learn_acceptance(live, slot, right, drafted)
+                self._know_acceptance(live, slot, right, drafted)
             updates[request_id] = self._emit(live, slot, right + 1, ended_s, batch)
         for request_id, live in batch.touched.items():
             if request_id in self.live and request_id not in updates:
@@ -180,10 +180,7 @@ class EmulatedCore:
     def _enter(self, live: Live, context: int) -> None:
         self._awaiting.pop(live.request_id, None)
         self._residents.enter(live, context)
-        if self._acceptance is not None:
-            slot = self.table.slot(live.request_id)
-            rate = self._acceptance.rate(live.request.slo_class, float(self.table.tpot_s[slot]))
-            self.table.accept_rate[slot] = rate
+        self._know_acceptance(live, self.table.slot(live.request_id))
 
     def _receive(self, live: Live) -> None:
         """Make room for KV that another engine sends, or compute it when nearly all of it is here; else wait on."""
@@ -257,11 +254,12 @@ class EmulatedCore:
         relegated = request.request_id in batch.relegated
         return self._residents.state(live, tuple(tokens), text, tuple(logprobs), relegated)
 
-    def _learn_acceptance(self, live: Live, slot: int, right: int, drafted: int) -> None:
+    def _know_acceptance(self, live: Live, slot: int, right: int = 0, drafted: int = 0) -> None:
+        """Learn from drafts that were verified; the table gets what is known for the request's class and tier."""
         if self._acceptance is not None:
-            tpot_s = float(self.table.tpot_s[slot])
-            self._acceptance.observe(live.request.slo_class, tpot_s, drafted, right)
-            self.table.accept_rate[slot] = self._acceptance.rate(live.request.slo_class, tpot_s)
+            tier = live.request.slo_class, float(self.table.tpot_s[slot])
+            self._acceptance.observe(*tier, drafted, right)
+            self.table.accept_rate[slot] = self._acceptance.rate(*tier)
 
     def _end(
         self,

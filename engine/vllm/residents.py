@@ -72,7 +72,6 @@ class Residents:
         """Add a request of vLLM's to the table."""
         facts = request_facts(request)
         thinks = facts.thinking_tpot_s is not None and not facts.thinking_done
-        tpot_s = facts.thinking_tpot_s if thinks and facts.thinking_tpot_s is not None else facts.tpot_s
         prompt = request.num_prompt_tokens - facts.prior_tokens
         slot = self.table.add(
             facts.request_id,
@@ -80,7 +79,7 @@ class Residents:
             generated=facts.prior_tokens,
             prefill_deadline_s=facts.first_token_due_s,
             next_deadline_s=facts.next_token_due_s,
-            tpot_s=tpot_s,
+            tpot_s=facts.thinking_tpot_s if thinks and facts.thinking_tpot_s is not None else facts.tpot_s,
             answer_tpot_s=facts.tpot_s,
             standard=facts.standard,
             hopeful=facts.hopeful,
@@ -88,8 +87,6 @@ class Residents:
             max_remaining_output=request.max_tokens,
             value=facts.value,
             arrival_s=facts.arrival_s,
-            accept_rate=self._acceptance.rate(facts.slo_class, tpot_s) if self._acceptance else 0.0,
-            draft_share=self._acceptance.share(facts.slo_class, tpot_s) if self._acceptance else 1.0,
         )
         resident = Resident(request, facts, slot, thinking=thinks)
         self.by_vllm_id[request.request_id] = resident
@@ -172,13 +169,16 @@ class Residents:
             resident.decoding = True
 
     def drafts_at_hand(self) -> None:
-        """Before a plan: whoever decodes and has no drafts now is planned without any."""
+        """Before a plan: what is known of speculation; whoever decodes and has no drafts now is planned without any."""
         if self._acceptance is None:
             return
-        for slot, resident in self.by_slot.items():
-            rate, share = self._speculation(resident)
-            self.table.accept_rate[slot] = rate if resident.request.spec_token_ids or not resident.decoding else 0.0
-            self.table.draft_share[slot] = share
+        slots, residents = list(self.by_slot), list(self.by_slot.values())
+        rates, shares = self._speculation(residents)
+        self.table.accept_rate[slots] = [
+            rate if resident.request.spec_token_ids or not resident.decoding else 0.0
+            for resident, rate in zip(residents, rates, strict=True)
+        ]
+        self.table.draft_share[slots] = shares
 
     def verifies(self, resident: Resident, verified: int) -> None:
         """Account for a decode that is about to verify so many of the drafts that it has."""
@@ -190,15 +190,17 @@ class Residents:
 
     def drafts(self, resident: Resident, drafted: int, accepted: int) -> None:
         """Learn from drafts that were verified."""
-        if self._acceptance is not None:
+        if self._acceptance is not None and drafted:
             self._acceptance.observe(*self._tier(resident), drafted, accepted)
 
-    def _speculation(self, resident: Resident) -> tuple[float, float]:
-        """Acceptance, and the share of steps with drafts; (0, 0) without a speculator."""
-        if self._acceptance is None:
-            return 0.0, 0.0
-        key = self._tier(resident)
-        return self._acceptance.rate(*key), self._acceptance.share(*key)
+    def _speculation(self, residents: Sequence[Resident]) -> tuple[list[float], list[float]]:
+        """Acceptance of each, and the share of steps with drafts; zeros without a speculator."""
+        seen = self._acceptance
+        if seen is None:
+            return [0.0] * len(residents), [0.0] * len(residents)
+        paces_s = self.table.tpot_s[[resident.slot for resident in residents]].tolist()
+        keys = [(resident.facts.slo_class, tpot_s) for resident, tpot_s in zip(residents, paces_s, strict=True)]
+        return [seen.rate(*key) for key in keys], [seen.share(*key) for key in keys]
 
     def _tier(self, resident: Resident) -> tuple[str, float]:
         return resident.facts.slo_class, float(self.table.tpot_s[resident.slot])
@@ -228,7 +230,7 @@ class Residents:
                 self.sync(change.resident)
         # One read of the table for all: element by element it would be most of the step scheduler's time.
         columns = self.table.ints[:, slots].tolist()
-        speculation = [self._speculation(change.resident) for change in changes]
+        accept_rates, draft_shares = self._speculation([change.resident for change in changes])
         records = [
             RequestRecord(
                 request_id=change.resident.facts.request_id,
@@ -241,8 +243,8 @@ class Residents:
                 cached_tokens=change.resident.cached_tokens,
                 draft_tokens=change.drafted,
                 accepted_draft_tokens=change.accepted,
-                accept_rate=speculation[place][0],
-                draft_share=speculation[place][1],
+                accept_rate=accept_rates[place],
+                draft_share=draft_shares[place],
                 planned_tokens=change.planned,
                 scheduled_tokens=change.scheduled,
                 relegated=change.resident.relegated,

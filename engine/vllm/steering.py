@@ -99,10 +99,10 @@ class SteeredScheduler(AsyncScheduler):  # type: ignore[misc]
         if self._policy is None or not self._residents.by_slot:
             return False, 0.0
         table = self._residents.table
+        self._residents.drafts_at_hand()
         hidden = self._prepare_waiting()
         for slot in hidden:
             table.active[slot] = False
-        self._residents.drafts_at_hand()
         plan_s = 0.0
         try:
             plan = self._policy.plan(now_s, table, self._pool.get_num_free_blocks(), self._model, self._limits)

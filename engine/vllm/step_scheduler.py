@@ -268,8 +268,7 @@ class StepScheduler(SteeredScheduler):
             accepted = max(len(tokens) - 1, 0) if drafted else 0
             if tokens:
                 residents.tokens(resident, list(tokens), ended_s)
-            if drafted:
-                residents.drafts(resident, drafted, accepted)
+            residents.drafts(resident, drafted, accepted)
             gone = resident.request.is_finished()
             held = 0 if gone else self._blocks(vllm_id)
             changes.append(Change(resident, held, list(tokens), asked, scheduled, drafted, accepted, gone))

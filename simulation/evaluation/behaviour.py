@@ -40,18 +40,19 @@ SPECULATING: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("reasoning", 1.0, {"speculation": True}),
     ("coding", 6.0, {"replicas": 2, "prefix_cache": True, "speculation": True}),
 )
-LEARNING = (("mixed", 1.5, {"learn_margin": True, "noise": 0.05}),)
+LEARNING: tuple[tuple[str, float, dict[str, Any]], ...] = (("mixed", 1.5, {"learn_margin": True, "noise": 0.05}),)
 VERIFIED_TOKENS = 4
 """Per decode, where a baseline speculates."""
 
 
 def behaviour(policy: str, learns_margin: bool = False, speculates: bool = False) -> str:
     """Digest of what a policy does in the reference runs for rows of a kind."""
-    runs = (*REFERENCE, *(APART if policy in IN_PAIRS else ()))
-    if speculates:
-        runs = SPECULATING
     if learns_margin:
         runs = LEARNING
+    elif speculates:
+        runs = SPECULATING
+    else:
+        runs = (*REFERENCE, *(APART if policy in IN_PAIRS else ()))
     return digest(*(_played(policy, *run) for run in runs))[:12]
 
 

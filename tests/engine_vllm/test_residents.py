@@ -169,6 +169,7 @@ def test_speculation_is_learned_by_class_and_planned_for_whoever_has_drafts() ->
     residents.drafts_at_hand()
     assert 0.9 < table.accept_rate[coder.slot] < learned
     newcomer = admit(residents, 5, request_id="t", slo_class="coder")
+    residents.drafts_at_hand()
     assert table.accept_rate[newcomer.slot] > 0.9
 
 
