@@ -1,6 +1,7 @@
 """Everything that our engine's process takes from vLLM. Written for vLLM 0.32 (pinned).
 
-The step scheduler inside vLLM's process is in step_scheduler.py, the logits processor in resume.py.
+The step scheduler inside vLLM's process is in step_scheduler.py, the logits processor in resume.py, the way its
+processes wait for each other in waiting.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 STEP_SCHEDULER = "engine.vllm.step_scheduler.StepScheduler"
+SLEEPING_WORKER = "engine.vllm.waiting.SleepingWorker"
 PENALTIES = "engine.vllm.resume:PriorOutputPenalties"
 
 
@@ -174,6 +176,7 @@ def engine_arguments(config: VllmConfig, socket_path: str) -> dict[str, Any]:
         "seed": config.seed,
         "disable_log_stats": True,
         "scheduler_cls": STEP_SCHEDULER,
+        "worker_extension_cls": SLEEPING_WORKER,
         "additional_config": {
             "slos_socket": socket_path,
             "slos_policy": config.policy,

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from engine.vllm import policies
+from engine.vllm import policies, waiting
 from engine.vllm.messages import (
     Command,
     Configure,
@@ -57,6 +57,7 @@ class StepScheduler(SteeredScheduler):
         self._floor: float | None = settings.get("slos_best_effort_floor")
         self._set_policy(settings.get("slos_policy") or policies.STOCK)
         self._steps: deque[_Step] = deque()
+        waiting.sleep_until_told()
         self._step_number = 0
         self._ended_s: float | None = None
         self._departed = False
