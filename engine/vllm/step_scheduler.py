@@ -51,13 +51,13 @@ class StepScheduler(SteeredScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build the scheduler, then policy and socket."""
         super().__init__(*args, **kwargs)
+        waiting.sleep_until_told()
         settings = self.vllm_config.additional_config
         if text := settings.get("slos_time_model") or "":
             self._model = TimeModel.from_json(text)
         self._floor: float | None = settings.get("slos_best_effort_floor")
         self._set_policy(settings.get("slos_policy") or policies.STOCK)
         self._steps: deque[_Step] = deque()
-        waiting.sleep_until_told()
         self._step_number = 0
         self._ended_s: float | None = None
         self._departed = False

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from typing import Any
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,9 @@ def sleep_until_told() -> None:
 
 
 class SleepingWorker:
-    """vLLM mixes this into the class of its worker, and so imports this module in every process of the model."""
+    """vLLM mixes this into the class of its worker: the one place of ours that the model's processes come by."""
 
-
-# For the processes of the model, where nothing of ours is called before they start to wait.
-sleep_until_told()
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Before the process waits for its first message."""
+        sleep_until_told()
+        return super().__new__(cls)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.vllm import waiting
@@ -18,18 +18,29 @@ from tests.engine_vllm.harness import Harness
 MESSAGES = 200
 
 
-def _queue() -> tuple[Any, Any]:
-    """Writer and reader of one queue, connected."""
+def _writer() -> Any:
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    return MessageQueue(1, 1, max_chunk_bytes=1 << 16)
+
+
+def _reader(handle: Any) -> Any:
+    """Sleeps in the process that makes it; returns when the writer waits for it."""
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     waiting.sleep_until_told()
-    writer = MessageQueue(1, 1, max_chunk_bytes=1 << 16)
-    reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
-    connected = threading.Thread(target=reader.wait_until_ready)
-    connected.start()
-    writer.wait_until_ready()
-    connected.join(10.0)
-    return writer, reader
+    reader = MessageQueue.create_from_handle(handle, 0)
+    reader.wait_until_ready()
+    return reader
+
+
+def _queue() -> tuple[Any, Any]:
+    """Writer and reader of one queue, connected."""
+    writer = _writer()
+    with ThreadPoolExecutor() as pool:
+        connected = pool.submit(_reader, writer.export_handle())
+        writer.wait_until_ready()
+        return writer, connected.result(timeout=10.0)
 
 
 def test_a_reader_uses_no_core_while_it_waits() -> None:
@@ -48,21 +59,14 @@ def test_a_reader_still_gives_up_in_time() -> None:
 
 
 def _echo(handle: Any, back: Any) -> None:
-    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-
-    waiting.sleep_until_told()
-    reader = MessageQueue.create_from_handle(handle, 0)
-    reader.wait_until_ready()
+    reader = _reader(handle)
     for _ in range(MESSAGES):
         first, second = reader.dequeue(timeout=30.0), reader.dequeue(timeout=30.0)
         back.send((first, second))
 
 
 def test_the_second_of_two_messages_is_read_though_its_announcement_may_be_lost() -> None:
-    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-
-    waiting.sleep_until_told()
-    writer = MessageQueue(1, 1, max_chunk_bytes=1 << 16)
+    writer = _writer()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     reader = context.Process(target=_echo, args=(writer.export_handle(), theirs))
@@ -84,12 +88,9 @@ def test_the_second_of_two_messages_is_read_though_its_announcement_may_be_lost(
 
 def _cpu_s(process: int) -> float:
     """Time on a core of a process and its children, seconds."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    children = [
-        child for path in Path(f"/proc/{process}/task").glob("*/children") for child in path.read_text().split()
-    ]
-    own_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own_s + sum(_cpu_s(int(child)) for child in children)
+    itself = psutil.Process(process)
+    times = (each.cpu_times() for each in (itself, *itself.children(recursive=True)))
+    return sum(spent.user + spent.system for spent in times)
 
 
 @pytest.mark.asyncio(loop_scope="package")
