@@ -10,6 +10,8 @@ class BatchSettings:
     """What shapes a batch. "Steps" are multiples of the engine's shortest step (one decode alone).
 
     longest_s, longest_steps: a batch lasts at most the larger of the two; arrivals wait for its end.
+    ttft_share: where no promise needs it longer, a batch lasts at most this share of the shortest TTFT among the
+    resident requests: whoever arrives next may have one as short.
     paces: while something decodes, at most this many times the tightest resident TPOT, but
     shortest_steps: never less than this many steps.
     filler_s, filler_steps: batches that exist only for best-effort work last at most the larger of the two, while
@@ -22,6 +24,7 @@ class BatchSettings:
 
     longest_s: float = 0.2
     longest_steps: float = 6.0
+    ttft_share: float = 0.8
     paces: float = 3.0
     shortest_steps: float = 3.0
     filler_s: float = 0.03

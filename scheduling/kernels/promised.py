@@ -122,6 +122,7 @@ def choose_batch(
     margin: float,
     caps: FloatArray,
     ahead_caps: FloatArray,
+    brief_s: float,
     max_tokens: float,
     max_requests: float,
     spec: IntArray,
@@ -132,6 +133,7 @@ def choose_batch(
 ) -> tuple[float, float, int, int]:
     """Fill served and chunks; returns (duration, end bound, position after the last chunk, the attempt that was taken).
 
+    brief_s: longest batch where nobody needs a longer one: each attempt is made with it first, then up to its cap.
     counted, ahead, ahead_caps: state, lines and caps where later steps are counted on for what they are expected to
     yield. spec: tokens to verify; all 1 on return where the batch has no time for that. When not even the bare times
     keep every promise, requests are given up in `relegated`, and both states lose them.
@@ -150,21 +152,26 @@ def choose_batch(
         now_state, use_caps = (counted, ahead_caps) if on_counted else (state, caps)
         if attempt == LAZY_LONG:
             use_caps = _unbounded(use_caps)
-        outcome, time, end, after, _bind = form_batch(
-            now_state, n, order, 0, m, now, kind in (EAGER_SPECULATIVE, EAGER), spec if drafts else nobody,
-            lines / slack, use_caps, max_tokens, max_requests, served, chunks, load,
-        )  # fmt: skip
-        if outcome != FORMED:
-            continue
-        trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], drafts or not on_counted)
-        verdict, _done, _bind = feasible_from(
-            trial, n, order, head, m, now + time, (ahead if on_counted else lines) / slack, use_caps, max_tokens,
-            max_requests, scratch_chunks, load,
-        )  # fmt: skip
-        if verdict == FEASIBLE:
-            if not drafts:
-                spec[:] = plain
-            return time, end, after, attempt
+        brief_caps = _at_most(use_caps, brief_s)
+        for brief in (True, False):
+            if brief and (attempt >= LAZY_LONG or brief_caps[CAP_LONGEST] == use_caps[CAP_LONGEST]):
+                continue
+            form_caps = brief_caps if brief else use_caps
+            outcome, time, end, after, _bind = form_batch(
+                now_state, n, order, 0, m, now, kind in (EAGER_SPECULATIVE, EAGER), spec if drafts else nobody,
+                lines / slack, form_caps, max_tokens, max_requests, served, chunks, load,
+            )  # fmt: skip
+            if outcome != FORMED:
+                continue
+            trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], drafts or not on_counted)
+            verdict, _done, _bind = feasible_from(
+                trial, n, order, head, m, now + time, (ahead if on_counted else lines) / slack, use_caps, max_tokens,
+                max_requests, scratch_chunks, load,
+            )  # fmt: skip
+            if verdict == FEASIBLE:
+                if not drafts:
+                    spec[:] = plain
+                return time, end, after, attempt
     spec[:] = plain
     after, time, end = shed_latest(
         slots, floats, counted, n, order, m, now, lines / margin, ahead / margin, _unbounded(ahead_caps), max_tokens,
@@ -172,6 +179,15 @@ def choose_batch(
     )  # fmt: skip
     state[REM] = counted[REM]
     return time, end, after, LAZY_BARE
+
+
+@kernel
+def _at_most(caps: FloatArray, longest_s: float) -> FloatArray:
+    """Caps of batches that last at most so long, but still as long as every batch may."""
+    brief = caps.copy()
+    brief[CAP_LONGEST] = min(caps[CAP_LONGEST], max(caps[CAP_SHORTEST], longest_s))
+    brief[CAP_IDLE] = min(caps[CAP_IDLE], brief[CAP_LONGEST])
+    return brief
 
 
 @kernel

@@ -21,10 +21,21 @@ from scheduling.kernels.settings import (
     LONGEST_STEPS,
     PACES,
     SHORTEST_STEPS,
+    TTFT_SHARE,
 )
 from scheduling.kernels.speculation import count_on
 from scheduling.kernels.steptime import duration
-from scheduling.request_table import ACCEPT_RATE, DRAFT_SHARE, MAX_REMAINING_OUTPUT, BoolArray, FloatArray, IntArray
+from scheduling.request_table import (
+    ACCEPT_RATE,
+    ACTIVE,
+    ARRIVAL,
+    DRAFT_SHARE,
+    MAX_REMAINING_OUTPUT,
+    PREFILL_DEADLINE,
+    BoolArray,
+    FloatArray,
+    IntArray,
+)
 
 
 @kernel
@@ -37,6 +48,16 @@ def batch_caps(lines: FloatArray, settings: FloatArray) -> FloatArray:
     caps[CAP_PACES] = settings[PACES]
     caps[CAP_SHORTEST] = settings[SHORTEST_STEPS] * step
     return caps
+
+
+@kernel
+def shortest_ttft(floats: FloatArray, flags: BoolArray, used: int) -> float:
+    """Shortest TTFT among the resident requests, seconds: infinite without any."""
+    shortest = np.inf
+    for slot in range(used):
+        if flags[ACTIVE, slot]:
+            shortest = min(shortest, floats[PREFILL_DEADLINE, slot] - floats[ARRIVAL, slot])
+    return float(shortest)
 
 
 @kernel
@@ -126,8 +147,9 @@ def plan_step(
     time, end, after, attempt = 0.0, now + filler_s, 0, EAGER
     if n > 0:
         time, end, after, attempt = choose_batch(
-            slots, floats, state, counted, n, order, m, now, lines, ahead, margin, caps, ahead_caps, max_tokens,
-            max_requests, spec, served, chunks, load, relegated,
+            slots, floats, state, counted, n, order, m, now, lines, ahead, margin, caps, ahead_caps,
+            settings[TTFT_SHARE] * shortest_ttft(floats, flags, used), max_tokens, max_requests, spec, served, chunks,
+            load, relegated,
         )  # fmt: skip
         for i in range(n):
             if served[i] and not relegated[slots[i]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -145,12 +146,14 @@ def with_all(table: RequestTable, fresh: list[Job]) -> RequestTable:
     return seen
 
 
-def test_promises_made_in_the_middle_of_a_step_are_kept() -> None:
-    kept, made = precision(True, seed=4)
+@pytest.mark.parametrize("seed", [4, 5])
+def test_promises_made_in_the_middle_of_a_step_are_kept(seed: int) -> None:
+    kept, made = precision(True, seed)
     assert made > 150
     assert kept >= 0.999
 
 
-def test_without_foresight_such_promises_break() -> None:
+@pytest.mark.parametrize("seed", [4, 5])
+def test_without_foresight_such_promises_break(seed: int) -> None:
     """The test above would pass by itself if the step under way did not matter."""
-    assert precision(False, seed=4)[0] < 0.99
+    assert precision(False, seed)[0] < 0.995

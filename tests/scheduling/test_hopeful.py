@@ -26,6 +26,7 @@ def prefill(table: RequestTable, name: str, due_s: float, tokens: int, **more: o
 
 def decode(table: RequestTable, name: str, due_s: float, context: int = 100, **more: object) -> int:
     columns: dict = {"remaining_output": 50, "kv_blocks": -(-context // 16), "standard": False, "hopeful": True, **more}
+    columns.setdefault("arrival_s", -1.0)
     return table.add(
         name,
         prompt_tokens=context,

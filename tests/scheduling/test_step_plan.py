@@ -25,7 +25,7 @@ POLICIES = ("slos", "dp")
 def decode(
     table: RequestTable, name: str, due_s: float, tpot_s: float = 0.05, context: int = 100, **more: object
 ) -> int:
-    columns: dict = {"kv_blocks": -(-context // 16), "remaining_output": 50, **more}
+    columns: dict = {"kv_blocks": -(-context // 16), "remaining_output": 50, "arrival_s": -1.0, **more}
     return table.add(
         name,
         prompt_tokens=context,
@@ -79,6 +79,17 @@ def test_batch_is_longer_without_tight_decodes() -> None:
     decode(table, "d", 0.3, tpot_s=0.1)
     prefill(table, "p", 5.0, 3000)
     assert plan(table).predicted_s == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(("tokens", "longest_s"), [(8000, 0.08), (8950, 0.2)])
+def test_a_short_ttft_among_residents_keeps_batches_short_unless_a_promise_needs_long_ones(
+    tokens: int, longest_s: float
+) -> None:
+    table = RequestTable()
+    decode(table, "d", 5.0, tpot_s=1.0, arrival_s=-0.1)
+    # A batch of 0.2 s computes 1,799 tokens and one of 0.08 s 599: after that, 8,799 would be done by 1 s.
+    prefill(table, "p", 1.0, tokens)
+    assert plan(table).predicted_s == pytest.approx(longest_s, abs=0.001)
 
 
 def test_the_earliest_prefill_deadline_bounds_the_batch() -> None:
