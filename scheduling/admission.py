@@ -8,103 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from scheduling.batch_settings import BatchSettings
-from scheduling.batching import settings_array
 from scheduling.kernels import rollout
 from scheduling.kernels.labels import label_search
 from scheduling.kernels.problem import set_up
 from scheduling.kernels.rows import ROWS
 from scheduling.kernels.search import all_at_once, greedy
 from scheduling.kernels.spare import leaves_enough
-from scheduling.kernels.step import batch_caps
-from scheduling.request_table import HOPEFUL, STANDARD, BoolArray, FloatArray, IntArray, RequestTable
-from scheduling.speculation import counted_on
+from scheduling.newcomers import Newcomer
+from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
-from scheduling.types import Candidate, EngineLimits
+from scheduling.types import EngineLimits
 
-
-class Newcomer(NamedTuple):
-    """A request that asks for a promise: a new one, or a best-effort resident that could be promoted.
-
-    rem: prompt tokens to compute (0 when it decodes already); due_s: when its next token is due; ctx: tokens
-    resident; out: output tokens still to come, estimated; slot: where it is in the table, -1 for a new one.
-    """
-
-    request_id: str
-    rem: int
-    due_s: float
-    pace_s: float
-    ctx: int
-    out: int
-    value: float
-    slot: int = -1
-
-
-def newcomer(candidate: Candidate) -> Newcomer:
-    """The planner's view of a new request."""
-    slo = candidate.slo
-    pace_s = slo.tpot_s if slo.thinking_tpot_s is None else min(slo.tpot_s, slo.thinking_tpot_s)
-    cached = min(candidate.cached_tokens, candidate.prompt_tokens - 1)
-    output = max(min(candidate.expected_output_tokens, candidate.max_output_tokens), 1)
-    return Newcomer(
-        candidate.request_id,
-        candidate.prompt_tokens - cached,
-        candidate.prefill_deadline_s,
-        pace_s,
-        cached,
-        output,
-        candidate.value,
-    )
-
-
-def resident(table: RequestTable, request_id: str, value: float) -> Newcomer:
-    """A best-effort resident that could be promoted, as it stands in the table."""
-    slot = table.slot(request_id)
-    remaining = int(table.prefill_remaining[slot])
-    first = table.generated[slot] == 0
-    due_s = table.prefill_deadline_s[slot] if first else table.next_deadline_s[slot]
-    pace_s = min(table.tpot_s[slot], table.answer_tpot_s[slot])
-    return Newcomer(
-        request_id,
-        remaining,
-        float(due_s),
-        float(pace_s),
-        int(table.context[slot]),
-        int(table.remaining_output[slot]),
-        value,
-        slot,
-    )
-
-
-def newcomers_of(
-    candidates: Sequence[Candidate], table: RequestTable, limits: EngineLimits
-) -> tuple[list[Newcomer], dict[str, str]]:
-    """Candidates as newcomers, and those that can never run with the reason.
-
-    A candidate whose id is in the table is a best-effort resident that asks for promotion.
-    """
-    possible: list[Newcomer] = []
-    declined: dict[str, str] = {}
-    for c in candidates:
-        if c.request_id in table:
-            possible.append(resident(table, c.request_id, c.value))
-        elif c.prompt_tokens >= limits.max_model_len:
-            declined[c.request_id] = (
-                f"{c.prompt_tokens} prompt tokens leave no room for output in the window of {limits.max_model_len} "
-                "tokens; shorten the prompt"
-            )
-        else:
-            possible.append(newcomer(c))
-    return possible, declined
+Verdict = tuple[int, int, float, float]
+"""(verdict, column that binds, seconds until prefills are done, peak blocks) of a set of newcomers."""
 
 
 @dataclass(slots=True)
 class Problem:
-    """One replica's residents and the newcomers, ready for the kernels; items: the newcomers' columns, ascending."""
+    """One replica's residents and the newcomers, ready for the kernels.
+
+    items: the newcomers' columns, ascending. of_all: verdict on all of them together, as `check` gives it.
+    """
 
     now_s: float
     newcomers: list[Newcomer]
@@ -120,9 +48,10 @@ class Problem:
     caps: FloatArray
     limits: EngineLimits
     capacity_blocks: float
+    of_all: Verdict
 
-    def check(self, chosen: BoolArray) -> tuple[int, int, float, float]:
-        """Verdict on a set of newcomers: (verdict, column that binds, seconds until prefills are done, peak blocks)."""
+    def check(self, chosen: BoolArray) -> Verdict:
+        """Verdict on a set of newcomers."""
         return all_at_once(
             self.state,
             self.order,
@@ -136,7 +65,7 @@ class Problem:
 
     def only(self, items: BoolArray) -> Problem:
         """The same problem with these newcomers alone."""
-        return replace(
+        fewer = replace(
             self,
             newcomers=[new for new, yes in zip(self.newcomers, items, strict=True) if yes],
             items=self.items[items],
@@ -144,6 +73,8 @@ class Problem:
             item_value=self.item_value[items],
             item_position=self.item_position[items],
         )
+        fewer.of_all = fewer.check(np.ones(len(fewer.items), dtype=np.bool_))
+        return fewer
 
     def leaves_enough(self, worth: FloatArray, prompts: FloatArray, shares: FloatArray, all_done_s: float) -> BoolArray:
         """Which newcomers leave enough free for requests to come: see kernels.spare."""
@@ -231,45 +162,45 @@ def build(
     best_effort_floor: while best-effort work is resident, promises may use this much less of the engine's time.
     beside_hopeful: hopeful requests count as residents too.
     """
-    ordered = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
-    flags = table.flags
-    if beside_hopeful:
-        flags = flags.copy()
-        flags[STANDARD] |= flags[HOPEFUL]
-    columns = np.array([(new.rem, new.due_s, new.pace_s, new.ctx, new.out) for new in ordered], dtype=np.float64)
-    residents, state, order, rank, items, item_rem, item_position, held_blocks, best_effort = set_up(
+    if len(newcomers) > 1:
+        newcomers = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
+    columns = np.empty((len(newcomers), ROWS))
+    for k, new in enumerate(newcomers):
+        columns[k] = new.rem, new.due_s, new.pace_s, new.ctx, new.out
+    residents, state, order, rank, items, item_rem, item_position, lines, caps, capacity_blocks, of_all = set_up(
         table.ints,
         table.floats,
-        flags,
+        table.flags,
         table.high_water,
         now_s,
-        model.array / model.margin,
+        free_blocks,
+        model.array,
+        model.margin,
+        settings.array,
+        best_effort_floor,
+        beside_hopeful,
         float(limits.max_batch_tokens),
-        columns.reshape(-1, ROWS),
+        float(limits.max_batch_requests),
+        float(limits.block_size),
+        limits.max_spec_tokens,
+        columns,
     )
-    # Writable in every case: numba compiles a kernel once more for read-only arrays.
-    lines = model.array.copy()
-    if best_effort_floor > 0.0 and best_effort:
-        lines /= 1.0 - best_effort_floor
-    caps = batch_caps(lines, settings_array(settings))
-    if limits.max_spec_tokens > 1 and (accept_rate := table.accept_rate[residents]).any():
-        share = table.draft_share[residents]
-        lines = counted_on(accept_rate, share, state, items, item_rem, lines, caps, limits.max_spec_tokens)
     return Problem(
-        now_s=now_s,
-        newcomers=ordered,
-        residents=residents,
-        state=state,
-        order=order,
-        rank=rank,
-        items=items,
-        item_rem=item_rem,
-        item_value=np.array([new.value for new in ordered], dtype=np.float64),
-        item_position=item_position,
-        lines=lines,
-        caps=caps,
-        limits=limits,
-        capacity_blocks=float(free_blocks + held_blocks),
+        now_s,
+        list(newcomers),
+        residents,
+        state,
+        order,
+        rank,
+        items,
+        item_rem,
+        np.array([new.value for new in newcomers], dtype=np.float64),
+        item_position,
+        lines,
+        caps,
+        limits,
+        capacity_blocks,
+        of_all,
     )
 
 

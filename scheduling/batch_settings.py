@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,14 @@ class BatchSettings:
     age_s: float = 60.0
     beside: float = 0.01
     alone: float = 4.0
+    array: npt.NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    """The settings in their order, read-only: what kernels read."""
+
+    def __post_init__(self) -> None:
+        """Write the array."""
+        array = np.array([getattr(self, f.name) for f in fields(self) if f.init], dtype=np.float64)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
 
     def cap_s(self, step_s: float, tightest_tpot_s: float) -> float:
         """Longest batch beside decodes of this TPOT, on an engine whose shortest step takes step_s; seconds."""

@@ -5,25 +5,14 @@ Algorithm 2 of the paper in per-request form (ALGORITHMS sections 4 and 13); the
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from functools import lru_cache
-
-import numpy as np
+from dataclasses import dataclass
 
 from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.kernels.step import plan_step
 from scheduling.policy import BatchPlan
-from scheduling.request_table import FloatArray, RequestTable
+from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
-
-
-@lru_cache(maxsize=64)
-def settings_array(settings: BatchSettings) -> FloatArray:
-    """Settings as the kernels read them (read-only)."""
-    array = np.array(astuple(settings), dtype=np.float64)
-    array.setflags(write=False)
-    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +38,7 @@ class DeadlineBatching:
             free_blocks,
             model.array,
             model.margin,
-            settings_array(self.settings),
+            self.settings.array,
             float(limits.max_batch_tokens),
             float(limits.max_batch_requests),
             limits.block_size,

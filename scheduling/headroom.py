@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Newcomer, Problem
+from scheduling.admission import Problem
+from scheduling.newcomers import Newcomer
 from scheduling.request_table import VALUE, BoolArray, RequestTable
 
 FEWEST = 4

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
-from scheduling.batching import settings_array
 from scheduling.kernels.paper_step import plan_paper_step
 from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable
@@ -39,7 +38,7 @@ class PaperBatching:
             free_blocks,
             model.array,
             model.margin,
-            settings_array(self.settings),
+            self.settings.array,
             self.cap_s(model),
             float(limits.max_batch_tokens),
             float(limits.max_batch_requests),

@@ -1,15 +1,9 @@
-"""Measured acceptance of drafted tokens (ALGORITHMS section 5: per tier and class), and what admission counts on.
+"""Measured acceptance of drafted tokens (ALGORITHMS section 5: per tier and class).
 
 Lengths are chosen inside the step plan: scheduling.kernels.speculation, the strict form.
 """
 
 from __future__ import annotations
-
-import numpy as np
-
-from scheduling.kernels.rows import PACE, REM
-from scheduling.kernels.speculation import count_on
-from scheduling.request_table import FloatArray, IntArray
 
 PRIOR_TRIES = 20.0
 SKIPPED_TRIES = 0.01
@@ -72,28 +66,3 @@ class AcceptanceEstimator:
 
     def _seen(self, seen: dict[Key, tuple[float, float]], key: Key) -> tuple[float, float]:
         return seen.get(key, (self._prior * PRIOR_TRIES, PRIOR_TRIES))
-
-
-def counted_on(
-    accept_rate: FloatArray,
-    share: FloatArray,
-    state: FloatArray,
-    items: IntArray,
-    item_rem: FloatArray,
-    lines: FloatArray,
-    caps: FloatArray,
-    max_spec: int,
-) -> FloatArray:
-    """Lines of steps that speculate; the state's paces become those of such steps.
-
-    accept_rate, share (of steps with drafts): of the residents, the first columns of the state. items: columns of the
-    newcomers, which get the residents' means; item_rem: their prompt tokens.
-    """
-    accept_rate = np.concatenate([accept_rate, np.full(len(items), accept_rate.mean())])
-    share = np.concatenate([share, np.full(len(items), share.mean())])
-    together = state.copy()
-    together[REM, items] = item_rem
-    spec = np.ones(len(accept_rate), np.int64)
-    ahead: FloatArray = count_on(together, len(spec), accept_rate, share, lines, caps.copy(), max_spec, spec)
-    state[PACE] = together[PACE]
-    return ahead

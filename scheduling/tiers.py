@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Newcomer
 from scheduling.kernels.budget import token_lines
 from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import CTX, DUE, OUT, PACE, REM
 from scheduling.kernels.tierplan import chain_feasible, plan_tiers
+from scheduling.newcomers import Newcomer
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits

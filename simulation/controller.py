@@ -271,7 +271,7 @@ class Controller:
             )
             asked = [self.candidates.of(row, target) for row in here]
             for row in self._plan(asked, Target(target), now_s, self._policy.admission) if here else ():
-                target.table.standard[target.table.slot(str(row))] = True
+                target.promise(target.table.slot(str(row)))
                 requests.promised[row] = True
         self._waiting.asked(due, now_s)
 

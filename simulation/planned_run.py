@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scheduling.batching import DeadlineBatching, settings_array
+from scheduling.batching import DeadlineBatching
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.paper_step import plan_paper_step
 from scheduling.kernels.step import plan_step
@@ -54,7 +54,7 @@ def planner(batching: BatchPolicy, model: TimeModel, limits: EngineLimits) -> Pl
     else:
         return None
     return Planner(
-        settings_array(batching.settings),
+        batching.settings.array,
         longest_s,
         model.array,
         model.margin,

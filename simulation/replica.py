@@ -84,6 +84,9 @@ class Replica:
         self._emitted: IntArray = np.zeros((2, len(self.table.active)), np.int64)
         self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
         self._next_round_after_s: float | None = None
+        self._unstarted: int | None = None
+        self._planner: planned_run.Planner | None = None
+        self._planner_of: tuple[BatchPolicy, TimeModel] | None = None
         self._hoping: set[int] = set()
 
     @property
@@ -106,7 +109,14 @@ class Replica:
 
     def unstarted(self) -> int:
         """Best-effort requests without hope of which nothing has been computed."""
-        return planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
+        if self._unstarted is None:
+            self._unstarted = planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
+        return self._unstarted
+
+    def promise(self, slot: int) -> None:
+        """Make a promise to a request that is here."""
+        self.table.standard[slot] = True
+        self._unstarted = None
 
     def planning_time_s(self, now_s: float) -> float:
         """The moment that the table stands for, as a planner would predict it."""
@@ -123,7 +133,7 @@ class Replica:
         self._side[:, slot] = (row, output_left, thinking_left)
         if self.table.hopeful[slot]:
             self._hoping.add(slot)
-        self._next_round_after_s = None
+        self._next_round_after_s = self._unstarted = None
 
     def next_round_after_s(self, workload: Workload) -> float:
         """Least time between the end of a request that is here and its session's next one; infinite without."""
@@ -154,7 +164,8 @@ class Replica:
         While nobody else has a word, steps are run in one go, and the step returned is the last of them.
         """
         together = now_s < leave.until_s and self._noise.none
-        planner = planned_run.planner(batching, self.planner_model, self.limits) if leave.in_one_call else None
+        self._unstarted = None
+        planner = self._planner_for(batching) if leave.in_one_call else None
         if planner is not None:
             # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
             alone = together and self.role == "both"
@@ -223,6 +234,14 @@ class Replica:
         )
         return self.step, finished
 
+    def _planner_for(self, batching: BatchPolicy) -> planned_run.Planner | None:
+        """What run_planned plans by; kept for as long as policy and time model stay the same."""
+        model, known = self.planner_model, self._planner_of
+        if known is None or known[0] is not batching or known[1] is not model:
+            self._planner = planned_run.planner(batching, model, self.limits)
+            self._planner_of = batching, model
+        return self._planner
+
     def _until_corrected(self, leave: Undisturbed) -> tuple[int, bool]:
         """Steps that may run in one go, and whether the first of them is one after which estimates are corrected.
 
@@ -266,9 +285,15 @@ class Replica:
                 lost.append(slot)
         return lost
 
+    def preempt(self, slot: int) -> None:
+        """Take a request's KV; it starts over."""
+        self.free_blocks += int(self.table.kv_blocks[slot])
+        self.table.preempted(slot)
+        self._unstarted = None
+
     def release(self, slot: int) -> int:
         """Take a request out of the table; returns the KV blocks it held, which are free again."""
-        self._next_round_after_s = None
+        self._next_round_after_s = self._unstarted = None
         self._hoping.discard(slot)
         blocks = int(self.table.kv_blocks[slot])
         self.table.remove(self.table.request_id(slot))
@@ -282,7 +307,7 @@ class Replica:
             rows.extend(self.step.finished_rows)
         self.alive = False
         self.step = None
-        self._next_round_after_s = None
+        self._next_round_after_s = self._unstarted = None
         self.table = RequestTable(len(self.table.active))
         self._hoping.clear()
         self.free_blocks = self.limits.total_blocks

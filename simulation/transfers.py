@@ -278,6 +278,4 @@ def _make_room(target: Replica, wanted: int) -> None:
     if target.free_blocks + int(table.kv_blocks[victims].sum()) < wanted:
         return
     while target.free_blocks < wanted:
-        slot = victims.pop()
-        target.free_blocks += int(table.kv_blocks[slot])
-        table.preempted(slot)
+        target.preempt(victims.pop())

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Newcomer, Problem, build, newcomers_of, reason
+from scheduling.admission import Problem, build, reason
 from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.explain import plan_lines
 from scheduling.headroom import NO_HEADROOM, Headroom, too_large
 from scheduling.kernels.rollout import FEASIBLE
+from scheduling.newcomers import Newcomer, newcomers_of
 from scheduling.request_table import BoolArray, IntArray, RequestTable
 from scheduling.tiers import MAX_NEW, build_tiers
 from scheduling.time_model import TimeModel
@@ -63,8 +64,7 @@ class ExactAdmission:
             self.best_effort_floor,
             beside_hopeful=self.beside_hopeful,
         )
-        everyone = np.ones(len(possible), dtype=np.bool_)
-        verdict, bind, *ends = problem.check(everyone)
+        verdict, bind, *ends = problem.of_all
         # One that cannot be promised for itself is not asked what it leaves to others.
         if self.headroom != NO_HEADROOM and (verdict == FEASIBLE or len(possible) > 1):
             affords = self.headroom.affordable(problem, table, ends[0] if verdict == FEASIBLE else math.inf)
@@ -79,10 +79,9 @@ class ExactAdmission:
                     )
                 problem = problem.only(affords)
                 possible = problem.newcomers
-                everyone = everyone[affords]
-                verdict, bind, *ends = problem.check(everyone)
+                verdict, bind, *ends = problem.of_all
         search: dict[str, object] = {"labels": 0, "labels_ran_out": False}
-        chosen = everyone
+        chosen = np.ones(len(possible), dtype=np.bool_)
         if verdict != FEASIBLE:
             replica = (now_s, table, free_blocks, model, limits)
             chosen, verdicts, binds = self._choose(problem, (verdict, bind), replica, possible, search)

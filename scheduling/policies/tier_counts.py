@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduling.admission import newcomers_of
+from scheduling.newcomers import newcomers_of
 from scheduling.request_table import RequestTable
 from scheduling.tiers import MAX_NEW, build_tiers
 from scheduling.time_model import TimeModel

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling import registry
-from scheduling.admission import Problem, build, newcomers_of
+from scheduling.admission import Problem, build
 from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.headroom import NO_HEADROOM
 from scheduling.kernels.rollout import FEASIBLE
+from scheduling.newcomers import newcomers_of
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import AdmissionDecision, Candidate, EngineLimits, Slo

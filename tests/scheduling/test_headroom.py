@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling import registry
-from scheduling.admission import Newcomer, build
+from scheduling.admission import build
 from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.headroom import NO_HEADROOM, Headroom
+from scheduling.newcomers import Newcomer
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from scheduling import registry
 from scheduling.batch_settings import DEFAULT_SETTINGS
-from scheduling.batching import settings_array
 from scheduling.kernels.batches import batch_cap
 from scheduling.kernels.step import batch_caps
 from scheduling.policy import BatchPlan
@@ -46,7 +45,7 @@ def prefill(table: RequestTable, name: str, due_s: float, tokens: int, tpot_s: f
 @settings(deadline=None)
 @given(st.floats(0.001, 0.2), st.floats(0.0, 2.0))
 def test_the_cap_on_a_batch_is_the_kernels(step_s: float, tightest_s: float) -> None:
-    caps = batch_caps(TimeModel(((step_s, 0.0, 0.0, 0.0, 0.0, 0.0),)).array, settings_array(DEFAULT_SETTINGS))
+    caps = batch_caps(TimeModel(((step_s, 0.0, 0.0, 0.0, 0.0, 0.0),)).array, DEFAULT_SETTINGS.array)
     assert DEFAULT_SETTINGS.cap_s(step_s, tightest_s) == pytest.approx(batch_cap(tightest_s, caps))
 
 
