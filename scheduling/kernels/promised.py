@@ -133,7 +133,8 @@ def choose_batch(
 ) -> tuple[float, float, int, int]:
     """Fill served and chunks; returns (duration, end bound, position after the last chunk, the attempt that was taken).
 
-    brief_s: longest batch where nobody needs a longer one: each attempt is made with it first, then up to its cap.
+    brief_s: longest batch where nobody needs a longer one: attempts without drafts, whose cost is by step, are made
+    with it first, then up to their cap.
     counted, ahead, ahead_caps: state, lines and caps where later steps are counted on for what they are expected to
     yield. spec: tokens to verify; all 1 on return where the batch has no time for that. When not even the bare times
     keep every promise, requests are given up in `relegated`, and both states lose them.
@@ -154,7 +155,7 @@ def choose_batch(
             use_caps = _unbounded(use_caps)
         brief_caps = _at_most(use_caps, brief_s)
         for brief in (True, False):
-            if brief and (attempt >= LAZY_LONG or brief_caps[CAP_LONGEST] == use_caps[CAP_LONGEST]):
+            if brief and (drafts or attempt >= LAZY_LONG or brief_caps[CAP_LONGEST] == use_caps[CAP_LONGEST]):
                 continue
             form_caps = brief_caps if brief else use_caps
             outcome, time, end, after, _bind = form_batch(
