@@ -23,8 +23,8 @@ INT_ROWS = 9
 PREFILL_DEADLINE, NEXT_DEADLINE, TPOT, ANSWER_TPOT, VALUE, ARRIVAL, ACCEPT_RATE = 0, 1, 2, 3, 4, 5, 6
 DRAFT_SHARE = 7
 FLOAT_ROWS = 8
-ACTIVE, STANDARD, HOPEFUL = 0, 1, 2
-FLAG_ROWS = 3
+ACTIVE, STANDARD, HOPEFUL, HAS_DRAFTS = 0, 1, 2, 3
+FLAG_ROWS = 4
 
 
 class RequestTable:
@@ -32,7 +32,7 @@ class RequestTable:
 
     Columns (tokens and blocks are int64, times are float64 seconds):
       active; standard (False: best effort); hopeful: without a promise, but in time so far: served by its deadlines
-      where that costs no promise
+      where that costs no promise; has_drafts: there is something to verify in its next step
       prefill_remaining: tokens to compute before the next output token appears, 0 while decoding
       context: tokens whose KV is resident; while decoding, prompt + generated - 1
       prompt_tokens, generated: lengths of the original prompt and of the output so far
@@ -66,6 +66,7 @@ class RequestTable:
         self.active: BoolArray = flags[ACTIVE]
         self.standard: BoolArray = flags[STANDARD]
         self.hopeful: BoolArray = flags[HOPEFUL]
+        self.has_drafts: BoolArray = flags[HAS_DRAFTS]
         self.prefill_remaining: IntArray = ints[PREFILL_REMAINING]
         self.context: IntArray = ints[CONTEXT]
         self.prompt_tokens: IntArray = ints[PROMPT]
@@ -164,6 +165,7 @@ class RequestTable:
         self.active[slot] = True
         self.standard[slot] = standard
         self.hopeful[slot] = hopeful
+        self.has_drafts[slot] = True
         self._slots[request_id] = slot
         self._ids[slot] = request_id
         self._next_sequence += 1

@@ -169,16 +169,13 @@ class Residents:
             resident.decoding = True
 
     def drafts_at_hand(self) -> None:
-        """Before a plan: what is known of speculation; whoever decodes and has no drafts now is planned without any."""
+        """Before a plan: what is known of speculation, and who has drafts now."""
         if self._acceptance is None:
             return
         slots, residents = list(self.by_slot), list(self.by_slot.values())
         rates, shares = self._speculation(residents)
-        self.table.accept_rate[slots] = [
-            rate if resident.request.spec_token_ids or not resident.decoding else 0.0
-            for resident, rate in zip(residents, rates, strict=True)
-        ]
-        self.table.draft_share[slots] = shares
+        self.table.accept_rate[slots], self.table.draft_share[slots] = rates, shares
+        self.table.has_drafts[slots] = [bool(resident.request.spec_token_ids) for resident in residents]
 
     def verifies(self, resident: Resident, verified: int) -> None:
         """Account for a decode that is about to verify so many of the drafts that it has."""

@@ -113,6 +113,7 @@ def _counted_on(
     share[n:] = share[:n].mean()
     together = state.copy()
     spec = np.ones(everybody, np.int64)
-    ahead = count_on(together, everybody, accept_rate, share, lines, caps.copy(), max_spec, spec)
+    now = np.ones(everybody, np.bool_)
+    ahead = count_on(together, everybody, accept_rate, share, now, lines, caps.copy(), max_spec, spec)
     state[PACE] = together[PACE]
     return ahead

@@ -96,13 +96,16 @@ def after_batch(
     served: BoolArray,
     chunks: FloatArray,
     paces: FloatArray,
-    speculative: bool,
+    verified: IntArray,
 ) -> tuple[FloatArray, int]:
-    """State after a batch, and the head of the prefill order there; paces: those of requests that got one token."""
+    """State after a batch, and the head of the prefill order there.
+
+    paces: those of requests that got one token: of decodes that verified no more, and of prefills that ended.
+    """
     trial = state.copy()
     head = commit_batch(trial, n, order, 0, after, served, chunks)
     for i in range(n):
-        if (served[i] and not speculative) or (state[REM, i] > 0.0 and trial[REM, i] == 0.0):
+        if (served[i] and verified[i] == 1) or (state[REM, i] > 0.0 and trial[REM, i] == 0.0):
             trial[DUE, i] += paces[i] - state[PACE, i]
     return trial, head
 
@@ -143,10 +146,11 @@ def choose_batch(
     nobody = np.empty(0, np.int64)
     plain = np.ones(n, np.int64)
     speculates = (spec > 1).any()
+    counts = (counted[PACE] != state[PACE]).any()
     for attempt in range(LAZY_BARE + 1):
         kind = attempt % COUNTED if attempt < LAZY_LONG else EAGER if attempt == EAGER_BARE else LAZY
         drafts = kind < EAGER
-        if not speculates and (drafts or COUNTED <= attempt < LAZY_LONG):
+        if (drafts and not speculates) or (COUNTED <= attempt < LAZY_LONG and not counts):
             continue
         on_counted = attempt >= COUNTED
         slack = 1.0 if attempt < EAGER_BARE else margin
@@ -164,7 +168,8 @@ def choose_batch(
             )  # fmt: skip
             if outcome != FORMED:
                 continue
-            trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], drafts or not on_counted)
+            verified = spec if drafts else plain
+            trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], verified)
             verdict, _done, _bind = feasible_from(
                 trial, n, order, head, m, now + time, (ahead if on_counted else lines) / slack, use_caps, max_tokens,
                 max_requests, scratch_chunks, load,

@@ -13,7 +13,7 @@ from scheduling.kernels.batches import CAP_PACES, batch_cap
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rows import CTX, PACE, REM
 from scheduling.kernels.steptime import CONST, PER_KV, PER_REQUEST, PER_SPEC, PER_TOKEN
-from scheduling.request_table import FloatArray, IntArray
+from scheduling.request_table import BoolArray, FloatArray, IntArray
 
 MAX_GROUPS = 16
 MAX_LENGTH = 10
@@ -30,11 +30,18 @@ def expected_tokens(acceptance: float, length: float) -> float:
 
 
 @kernel
+def _window(pace: float, acceptance: float, share: float, length: float) -> float:
+    """Seconds of output from a step that verifies `length` tokens where it has drafts, which a share of steps has."""
+    return float(pace * (1.0 - share + share * expected_tokens(acceptance, length)))
+
+
+@kernel
 def spare_rate(
     pace: FloatArray,
     count: FloatArray,
     kv: FloatArray,
     acceptance: FloatArray,
+    share: FloatArray,
     lengths: IntArray,
     groups: int,
     lines: FloatArray,
@@ -44,14 +51,15 @@ def spare_rate(
     period = longest
     deepest = 1
     for g in range(groups):
-        period = min(period, pace[g] * expected_tokens(acceptance[g], float(lengths[g])))
+        period = min(period, _window(pace[g], acceptance[g], share[g], float(lengths[g])))
         deepest = max(deepest, lengths[g])
     best = np.inf
     for j in range(lines.shape[0]):
         used = (lines[j, CONST] + lines[j, PER_SPEC] * (deepest - 1.0)) / period
         for g in range(groups):
-            step = count[g] * (lengths[g] * lines[j, PER_TOKEN] + lines[j, PER_REQUEST]) + lines[j, PER_KV] * kv[g]
-            used += step / (pace[g] * expected_tokens(acceptance[g], float(lengths[g])))
+            tokens = 1.0 + share[g] * (lengths[g] - 1.0)
+            step = count[g] * (tokens * lines[j, PER_TOKEN] + lines[j, PER_REQUEST]) + lines[j, PER_KV] * kv[g]
+            used += step / _window(pace[g], acceptance[g], share[g], float(lengths[g]))
         if lines[j, PER_TOKEN] > 0.0:
             best = min(best, (1.0 - used) / lines[j, PER_TOKEN])
         elif used > 1.0:
@@ -65,6 +73,7 @@ def best_lengths(
     count: FloatArray,
     kv: FloatArray,
     acceptance: FloatArray,
+    share: FloatArray,
     groups: int,
     lines: FloatArray,
     longest: float,
@@ -75,26 +84,26 @@ def best_lengths(
     Plain decoding (all ones) wins ties, so speculation is off by itself where it does not pay.
     """
     best = np.ones(groups, np.int64)
-    rate = spare_rate(pace, count, kv, acceptance, best, groups, lines, longest)
+    rate = spare_rate(pace, count, kv, acceptance, share, best, groups, lines, longest)
     trial = np.ones(groups, np.int64)
     for bottleneck in range(groups):
         for length in range(1, most + 1):
             if length > 1 and acceptance[bottleneck] <= 0.0:
                 break
-            period = min(longest, pace[bottleneck] * expected_tokens(acceptance[bottleneck], float(length)))
+            period = min(longest, _window(pace[bottleneck], acceptance[bottleneck], share[bottleneck], float(length)))
             keeps_up = True
             for g in range(groups):
                 trial[g] = 1
                 if g == bottleneck:
                     trial[g] = length
                     continue
-                while trial[g] < most and pace[g] * expected_tokens(acceptance[g], float(trial[g])) < period:
+                while trial[g] < most and _window(pace[g], acceptance[g], share[g], float(trial[g])) < period:
                     trial[g] += 1
-                if pace[g] * expected_tokens(acceptance[g], float(trial[g])) < period:
+                if _window(pace[g], acceptance[g], share[g], float(trial[g])) < period:
                     keeps_up = False
             if not keeps_up:
                 continue
-            candidate = spare_rate(pace, count, kv, acceptance, trial, groups, lines, longest)
+            candidate = spare_rate(pace, count, kv, acceptance, share, trial, groups, lines, longest)
             if candidate > rate * (1.0 + 1e-9) + 1e-9:
                 rate = candidate
                 best[:] = trial
@@ -107,6 +116,7 @@ def count_on(
     n: int,
     accept_rate: FloatArray,
     share: FloatArray,
+    now: BoolArray,
     lines: FloatArray,
     caps: FloatArray,
     most: int,
@@ -117,12 +127,14 @@ def count_on(
     Such a step serves a request for as many of its TPOTs as tokens are counted on. Returns the lines of such steps, and
     lets the caps on a batch's duration be what they were. Nothing changes where speculation does not pay. Requests, of
     those that are present, are grouped by TPOT and acceptance (in tenths); all count as decodes, which they will be.
-    share: of a request's steps that will have drafts.
+    share: of a request's steps that will have drafts; now: whether the step at hand has. Lengths are chosen for the
+    steps to come: who happens to have no drafts now must not keep those who have from verifying them.
     """
     pace = np.empty(MAX_GROUPS)
     count = np.zeros(MAX_GROUPS)
     kv = np.zeros(MAX_GROUPS)
     acceptance = np.zeros(MAX_GROUPS)
+    with_drafts = np.zeros(MAX_GROUPS)
     tenth = np.zeros(MAX_GROUPS, np.int64)
     group = np.full(n, -1)
     groups = 0
@@ -151,22 +163,27 @@ def count_on(
         count[found] += 1.0
         kv[found] += state[CTX, i]
         acceptance[found] += accept_rate[i]
+        with_drafts[found] += share[i]
     if not some:
         return lines
     for g in range(groups):
         acceptance[g] /= count[g]
-    lengths = best_lengths(pace, count, kv, acceptance, groups, lines, batch_cap(tightest, caps), min(most, MAX_LENGTH))
+        with_drafts[g] /= count[g]
+    longest = batch_cap(tightest, caps)
+    most = min(most, MAX_LENGTH)
+    lengths = best_lengths(pace, count, kv, acceptance, with_drafts, groups, lines, longest, most)
     drafts, deepest, present, slowest = 0.0, 0.0, 0.0, np.inf
     for i in range(n):
         if group[i] < 0:
             continue
         present += 1.0
         if accept_rate[i] > 0.0:
-            spec[i] = lengths[group[i]]
-            drafts += share[i] * (spec[i] - 1.0)
-            deepest = max(deepest, spec[i] - 1.0)
-            expected = 1.0 - share[i] + share[i] * expected_tokens(acceptance[group[i]], float(spec[i]))
-            state[PACE, i] *= max(1.0, COUNTED_ON * expected)
+            length = float(lengths[group[i]])
+            if now[i]:
+                spec[i] = lengths[group[i]]
+            drafts += share[i] * (length - 1.0)
+            deepest = max(deepest, length - 1.0)
+            state[PACE, i] *= max(1.0, COUNTED_ON * _window(1.0, acceptance[group[i]], share[i], length))
         slowest = min(slowest, state[PACE, i])
     caps[CAP_PACES] *= tightest / slowest
     ahead = lines.copy()

@@ -30,6 +30,7 @@ from scheduling.request_table import (
     ACTIVE,
     ARRIVAL,
     DRAFT_SHARE,
+    HAS_DRAFTS,
     MAX_REMAINING_OUTPUT,
     PREFILL_DEADLINE,
     BoolArray,
@@ -66,6 +67,7 @@ def _speculate(
     state: FloatArray,
     ints: IntArray,
     floats: FloatArray,
+    flags: BoolArray,
     lines: FloatArray,
     caps: FloatArray,
     max_spec: int,
@@ -75,13 +77,13 @@ def _speculate(
     spec = np.ones(n, np.int64)
     if max_spec <= 1:
         return spec, state, lines, caps
-    accept_rate, share = np.zeros(n), np.ones(n)
+    accept_rate, share, now = np.zeros(n), np.ones(n), np.zeros(n, np.bool_)
     for i in range(n):
+        accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
         share[i] = floats[DRAFT_SHARE, slots[i]]
-        if ints[MAX_REMAINING_OUTPUT, slots[i]] > 1:
-            accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
+        now[i] = flags[HAS_DRAFTS, slots[i]] and ints[MAX_REMAINING_OUTPUT, slots[i]] > 1
     counted, ahead_caps = state.copy(), caps.copy()
-    ahead = count_on(counted, n, accept_rate, share, lines, ahead_caps, max_spec, spec)
+    ahead = count_on(counted, n, accept_rate, share, now, lines, ahead_caps, max_spec, spec)
     return spec, counted, ahead, ahead_caps
 
 
@@ -122,7 +124,7 @@ def plan_step(
             max_tokens, max_requests, load, relegated,
         )  # fmt: skip
         if not judged and max_spec > 1:
-            _spec, counted, ahead, ahead_caps = _speculate(everybody, joint, ints, floats, lines, caps, max_spec)
+            _spec, counted, ahead, ahead_caps = _speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
             kept, _judged = join_hopeful(
                 everybody, counted, n, ints, floats, flags, used, now, free_blocks, block_size, ahead, ahead_caps,
                 max_tokens, max_requests, load, relegated,
@@ -143,7 +145,7 @@ def plan_step(
     decodes = 0
     prefills = 0
     spec_of = np.ones(used, np.int64)
-    spec, counted, ahead, ahead_caps = _speculate(slots, state, ints, floats, lines, caps, max_spec)
+    spec, counted, ahead, ahead_caps = _speculate(slots, state, ints, floats, flags, lines, caps, max_spec)
     time, end, after, attempt = 0.0, now + filler_s, 0, EAGER
     if n > 0:
         time, end, after, attempt = choose_batch(
@@ -202,7 +204,7 @@ def plan_step(
                 served,
                 chunks,
                 state[PACE],
-                attempt % COUNTED < EAGER,
+                spec,
             )
             verdict, _done, _bind = feasible_from(
                 trial, n, order, head, m, now + longer, ahead if on_counted else lines,

@@ -67,11 +67,13 @@ def drive(
     seed: int = 0,
     margin: MarginEstimator | None = None,
     acceptance: float = 0.0,
+    draft_share: float = 1.0,
 ) -> Run:
     """Serve the jobs to the end; asserts that memory is never negative and that the engine never idles with work.
 
     What is promised nothing is hopeful, where the policy serves such requests by their deadlines.
-    margin: learns from every step and sets the planner's margin. acceptance: chance of a drafted token.
+    margin: learns from every step and sets the planner's margin. acceptance: chance of a drafted token. draft_share: of
+    a request's steps that have drafts, as with a lookup drafter.
     """
     rng = np.random.default_rng(seed)
     planner = planner_model or true_model
@@ -95,10 +97,14 @@ def drive(
             for job in batch:
                 job.promised = job.request_id in decision.accepted
                 job.declined = decision.declined.get(job.request_id, "")
-                add(table, job, job.promised, acceptance, hopeful=policy.hope is not None and not job.promised)
+                hopeful = policy.hope is not None and not job.promised
+                add(table, job, job.promised, acceptance, hopeful, draft_share)
         if not len(table):
             continue
+        if draft_share < 1.0:
+            table.has_drafts[:] = rng.random(len(table.has_drafts)) < draft_share
         plan = policy.batching.plan(now, table, free, planner, limits)
+        assert table.has_drafts[plan.decode_slots[plan.spec_tokens > 1]].all()
         for slot in plan.relegate_slots:
             run.relegated += bool(table.standard[slot])
             table.relegate(int(slot))
@@ -168,7 +174,9 @@ def candidate(job: Job) -> Candidate:
     )
 
 
-def add(table: RequestTable, job: Job, standard: bool, acceptance: float, hopeful: bool = False) -> None:
+def add(
+    table: RequestTable, job: Job, standard: bool, acceptance: float, hopeful: bool = False, draft_share: float = 1.0
+) -> None:
     """Put the job into the table."""
     table.add(
         job.request_id,
@@ -181,6 +189,7 @@ def add(table: RequestTable, job: Job, standard: bool, acceptance: float, hopefu
         value=job.value,
         arrival_s=job.arrival_s,
         accept_rate=acceptance,
+        draft_share=draft_share,
     )
 
 

@@ -52,7 +52,9 @@ def test_what_did_not_pay_is_tried_again_one_day() -> None:
     assert 0.1 < rates[-1] < 0.5
 
 
-def counted(accept_rate: float, share: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def counted(
+    accept_rate: float, share: float = 1.0, now: tuple[int, ...] = (1, 1, 1, 1, 1)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens to verify, state, lines and caps of three decodes, a prefill, and a request that is not there."""
     state = np.zeros((ROWS, 5))
     state[PACE] = (0.1, 0.1, 0.05, 0.1, 0.02)
@@ -61,7 +63,8 @@ def counted(accept_rate: float, share: float = 1.0) -> tuple[np.ndarray, np.ndar
     caps = np.full(4, 0.2)
     caps[CAP_PACES] = 0.9
     spec = np.full(5, 7)
-    lines = count_on(state, 5, np.full(5, accept_rate), np.full(5, share), OPT_7B.array, caps, 5, spec)
+    rates, shares = np.full(5, accept_rate), np.full(5, share)
+    lines = count_on(state, 5, rates, shares, np.array(now, dtype=np.bool_), OPT_7B.array, caps, 5, spec)
     return spec, state, lines, caps
 
 
@@ -96,8 +99,8 @@ def test_steps_that_speculate_serve_for_as_many_tpots_as_tokens_are_counted_on()
 
 def test_steps_without_drafts_count_for_one_token() -> None:
     spec, state, lines, _ = counted(0.8, share=0.5)
-    always, all_state, all_lines, _ = counted(0.8)
-    assert (spec == always).all()
+    _, all_state, all_lines, _ = counted(0.8)
+    assert spec[2] > 1
     expected = (1 - 0.8 ** spec[2]) / (1 - 0.8)
     assert state[PACE, 2] == pytest.approx(0.05 * max(1.0, COUNTED_ON * (1 + 0.5 * (expected - 1))))
     assert state[PACE, 2] < all_state[PACE, 2]
@@ -106,9 +109,30 @@ def test_steps_without_drafts_count_for_one_token() -> None:
     assert state[PACE].tolist() == [0.1, 0.1, 0.05, 0.1, 0.02]
 
 
-def overload(acceptance: float) -> Run:
+def test_who_has_no_drafts_now_keeps_nobody_from_verifying() -> None:
+    """One plain decode of the same tier had made every step of a tier a plain one."""
+    everybody, state, _, _ = counted(0.8, share=0.5)
+    some, same_state, _, _ = counted(0.8, share=0.5, now=(0, 1, 1, 0, 1))
+    assert everybody[2] > 1
+    assert some.tolist() == [1, everybody[1], everybody[2], 1, 1]
+    assert (same_state == state).all()
+
+
+def overload(acceptance: float, draft_share: float = 1.0) -> Run:
     limits = EngineLimits(2048, 256, 16, 4134, 8192, max_spec_tokens=5)
-    return drive(registry.get("slos"), jobs(3, 600, 6.0, OPT_7B), OPT_7B, limits, acceptance=acceptance, seed=1)
+    work = jobs(3, 600, 6.0, OPT_7B)
+    return drive(
+        registry.get("slos"), work, OPT_7B, limits, acceptance=acceptance, draft_share=draft_share, seed=1
+    )  # fmt: skip
+
+
+def test_drafts_of_a_few_are_verified_beside_decodes_without_any() -> None:
+    plain, lookup = overload(0.0), overload(0.8, draft_share=0.3)
+    tokens = sum(len(job.token_times_s) for job in lookup.jobs)
+    assert lookup.accepted > 0.05 * tokens
+    assert lookup.attainment() > plain.attainment()
+    assert promised(lookup) > promised(plain)
+    assert lookup.precision() >= 0.99
 
 
 def test_more_is_promised_where_drafts_are_accepted_and_promises_are_kept() -> None:
