@@ -34,7 +34,7 @@ class Switched:
 SWITCHED = {
     "speculation": Switched(
         "chatbot",
-        (0.5, 1.0),
+        (0.2, 0.4),
         {"plain": (), "speculation": (f"--worker-option=--spec-tokens={DRAFT_TOKENS}",)},
         longer=4.0,
     ),
