@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.kernels.paper_step import plan_paper_step
 from scheduling.policy import BatchPlan
@@ -29,7 +27,7 @@ class PaperBatching:
         self, now_s: float, table: RequestTable, free_blocks: int, model: TimeModel, limits: EngineLimits
     ) -> BatchPlan:
         """Plan one step; never empty while a request could run."""
-        decode_slots, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_paper_step(
+        decode_slots, spec_tokens, prefill_slots, prefill_tokens, preempted, relegated, predicted_s = plan_paper_step(
             table.ints,
             table.floats,
             table.flags,
@@ -44,6 +42,6 @@ class PaperBatching:
             float(limits.max_batch_requests),
             limits.block_size,
             limits.total_blocks,
+            limits.max_spec_tokens,
         )
-        spec_tokens = np.ones(len(decode_slots), dtype=np.int64)
         return BatchPlan(decode_slots, spec_tokens, prefill_slots, prefill_tokens, preempted, relegated, predicted_s)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduling.kernels.budget import token_lines
+from scheduling.kernels.problem import counted_on
 from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import CTX, DUE, OUT, PACE, REM
 from scheduling.kernels.tierplan import chain_feasible, plan_tiers
 from scheduling.newcomers import Newcomer
+from scheduling.paper_batching import PaperBatching
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
@@ -99,7 +101,8 @@ def build_tiers(
     """Set the problem up; at most MAX_NEW newcomers, the first by deadline, are expected.
 
     The tier of a decode that runs far ahead of its deadline is re-derived from its slack: it counts in the loosest
-    tier that its slack covers.
+    tier that its slack covers. Where the engine speculates, tiers are those of steps that verify drafts: as many TPOTs
+    as tokens are counted on, and their drafts are in the time of a request.
     """
     used = table.high_water
     bare = model.array / model.margin
@@ -113,7 +116,17 @@ def build_tiers(
         float(limits.max_batch_tokens),
         np.empty(bare.shape[0]),
     )
-    paces = np.concatenate([kept[PACE], [new.pace_s for new in newcomers]])
+    lines, requests = model.array, float((kept[REM] == 0).sum())
+    state = np.concatenate([kept, np.array([(n.rem, n.due_s, n.pace_s, n.ctx, n.out) for n in newcomers]).T], axis=1)
+    if limits.max_spec_tokens > 1:
+        caps = np.full(4, PaperBatching().cap_s(model))
+        lines = counted_on(slots, state, table.floats, lines, caps, limits.max_spec_tokens)
+        # Whole multiples of the tightest: windows of two tiers that hardly differ would leave no time between them.
+        tightest_s = state[PACE].min()
+        state[PACE] = tightest_s * np.floor(state[PACE] / tightest_s + 1e-9)
+        kept = state[:, : len(slots)]
+        requests += len(newcomers)
+    paces = state[PACE]
     tiers = np.unique(paces)
     decodes = kept[REM] == 0
     slack = kept[DUE, decodes] - now_s
@@ -135,7 +148,7 @@ def build_tiers(
     memory = np.concatenate([grown[running], need])
     value = np.concatenate([np.zeros(len(running)), [new.value for new in newcomers]])
     new_index = np.concatenate([np.full(len(running), -1), np.arange(len(newcomers))]).astype(np.int64)
-    pace = np.concatenate([kept[PACE, running], [new.pace_s for new in newcomers]])
+    pace = np.concatenate([paces[running], paces[len(slots) :]])
     rank = np.lexsort((new_index, deadline))
     best_effort = table.active[:used] & ~table.standard[:used]
     preemptible = float(table.kv_blocks[:used][best_effort].sum()) - sum(held)
@@ -152,6 +165,6 @@ def build_tiers(
         tiers=tiers,
         decoding=decoding,
         free_memory=free_blocks + preemptible - float(grown[decodes].sum()),
-        lines=token_lines(model.array, float(kept[CTX, decodes].sum()), float(decodes.sum()), mean_context),
+        lines=token_lines(lines, float(kept[CTX, decodes].sum()), requests, mean_context),
         max_tokens=float(limits.max_batch_tokens),
     )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from scheduling.batching import DeadlineBatching
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.paper_step import plan_paper_step
@@ -93,11 +91,11 @@ def run_planned(
     fewest = free
     while True:
         if planner.longest_s > 0.0:
-            decodes, prefills, chunks, preempted, relegated, predicted = plan_paper_step(
+            decodes, verified, prefills, chunks, preempted, relegated, predicted = plan_paper_step(
                 ints, floats, flags, used, now, free, planner.lines, planner.margin, planner.settings,
                 planner.longest_s, planner.max_tokens, planner.max_requests, engine.block, planner.total_blocks,
+                planner.max_spec,
             )  # fmt: skip
-            verified = np.ones(len(decodes), np.int64)
         else:
             decodes, verified, prefills, chunks, preempted, relegated, predicted = plan_step(
                 ints, floats, flags, used, now, free, planner.lines, planner.margin, planner.settings,

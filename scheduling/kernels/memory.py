@@ -30,6 +30,22 @@ def extra_blocks(ints: IntArray, slot: int, tokens: int, block_size: int) -> int
 
 
 @kernel
+def room_for_drafts(
+    ints: IntArray, decode_slots: IntArray, decodes: int, spec_of: IntArray, free: int, block_size: int
+) -> int:
+    """Let decodes whose drafts find no memory verify none; returns the blocks that are left."""
+    for k in range(decodes):
+        slot = decode_slots[k]
+        if spec_of[slot] > 1:
+            more = extra_blocks(ints, slot, spec_of[slot], block_size) - extra_blocks(ints, slot, 1, block_size)
+            if more > free:
+                spec_of[slot] = 1
+            else:
+                free -= more
+    return free
+
+
+@kernel
 def holds_memory(ints: IntArray, slot: int) -> bool:
     """Whether the request has a place among the engine's running ones."""
     return bool(ints[KV_BLOCKS, slot] > 0 or ints[CONTEXT, slot] > 0)

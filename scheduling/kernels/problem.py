@@ -81,7 +81,7 @@ def set_up(
     lines = model / (1.0 - floor) if best_effort else model.copy()
     caps = batch_caps(lines, settings)
     if max_spec > 1:
-        lines = _counted_on(slots, state, floats, lines, caps, max_spec)
+        lines = counted_on(slots, state, floats, lines, caps, max_spec)
     item_rem = state[REM, n:].copy()
     everybody = check_set(
         state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, float(capacity),
@@ -95,7 +95,7 @@ def set_up(
 
 
 @kernel
-def _counted_on(
+def counted_on(
     slots: IntArray, state: FloatArray, floats: FloatArray, lines: FloatArray, caps: FloatArray, max_spec: int
 ) -> FloatArray:
     """Lines of steps that speculate; the state's paces become those of such steps.

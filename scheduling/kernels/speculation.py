@@ -13,7 +13,15 @@ from scheduling.kernels.batches import CAP_PACES, batch_cap
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rows import CTX, PACE, REM
 from scheduling.kernels.steptime import CONST, PER_KV, PER_REQUEST, PER_SPEC, PER_TOKEN
-from scheduling.request_table import BoolArray, FloatArray, IntArray
+from scheduling.request_table import (
+    ACCEPT_RATE,
+    DRAFT_SHARE,
+    HAS_DRAFTS,
+    MAX_REMAINING_OUTPUT,
+    BoolArray,
+    FloatArray,
+    IntArray,
+)
 
 MAX_GROUPS = 16
 MAX_LENGTH = 10
@@ -190,3 +198,29 @@ def count_on(
     ahead[:, CONST] += ahead[:, PER_SPEC] * deepest
     ahead[:, PER_REQUEST] += ahead[:, PER_TOKEN] * drafts / present
     return ahead
+
+
+@kernel
+def speculate(
+    slots: IntArray,
+    state: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    lines: FloatArray,
+    caps: FloatArray,
+    max_spec: int,
+) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
+    """Return tokens to verify for each, and state, lines and caps of plans that count on what they yield."""
+    n = len(slots)
+    spec = np.ones(n, np.int64)
+    if max_spec <= 1:
+        return spec, state, lines, caps
+    accept_rate, share, now = np.zeros(n), np.ones(n), np.zeros(n, np.bool_)
+    for i in range(n):
+        accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
+        share[i] = floats[DRAFT_SHARE, slots[i]]
+        now[i] = flags[HAS_DRAFTS, slots[i]] and ints[MAX_REMAINING_OUTPUT, slots[i]] > 1
+    counted, ahead_caps = state.copy(), caps.copy()
+    ahead = count_on(counted, n, accept_rate, share, now, lines, ahead_caps, max_spec, spec)
+    return spec, counted, ahead, ahead_caps

@@ -8,7 +8,7 @@ from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHO
 from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.memory import extra_blocks, make_room
+from scheduling.kernels.memory import make_room, room_for_drafts
 from scheduling.kernels.promised import COUNTED, EAGER, LAZY, LAZY_LONG, after_batch, choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import PACE, ROWS, prefill_order
@@ -23,14 +23,11 @@ from scheduling.kernels.settings import (
     SHORTEST_STEPS,
     TTFT_SHARE,
 )
-from scheduling.kernels.speculation import count_on
+from scheduling.kernels.speculation import speculate
 from scheduling.kernels.steptime import duration
 from scheduling.request_table import (
-    ACCEPT_RATE,
     ACTIVE,
     ARRIVAL,
-    DRAFT_SHARE,
-    HAS_DRAFTS,
     MAX_REMAINING_OUTPUT,
     PREFILL_DEADLINE,
     BoolArray,
@@ -59,32 +56,6 @@ def shortest_ttft(floats: FloatArray, flags: BoolArray, used: int) -> float:
         if flags[ACTIVE, slot]:
             shortest = min(shortest, floats[PREFILL_DEADLINE, slot] - floats[ARRIVAL, slot])
     return float(shortest)
-
-
-@kernel
-def _speculate(
-    slots: IntArray,
-    state: FloatArray,
-    ints: IntArray,
-    floats: FloatArray,
-    flags: BoolArray,
-    lines: FloatArray,
-    caps: FloatArray,
-    max_spec: int,
-) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Return tokens to verify for each, and state, lines and caps of plans that count on what they yield."""
-    n = len(slots)
-    spec = np.ones(n, np.int64)
-    if max_spec <= 1:
-        return spec, state, lines, caps
-    accept_rate, share, now = np.zeros(n), np.ones(n), np.zeros(n, np.bool_)
-    for i in range(n):
-        accept_rate[i] = floats[ACCEPT_RATE, slots[i]]
-        share[i] = floats[DRAFT_SHARE, slots[i]]
-        now[i] = flags[HAS_DRAFTS, slots[i]] and ints[MAX_REMAINING_OUTPUT, slots[i]] > 1
-    counted, ahead_caps = state.copy(), caps.copy()
-    ahead = count_on(counted, n, accept_rate, share, now, lines, ahead_caps, max_spec, spec)
-    return spec, counted, ahead, ahead_caps
 
 
 @kernel
@@ -124,7 +95,7 @@ def plan_step(
             max_tokens, max_requests, load, relegated,
         )  # fmt: skip
         if not judged and max_spec > 1:
-            _spec, counted, ahead, ahead_caps = _speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
+            _spec, counted, ahead, ahead_caps = speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
             kept, _judged = join_hopeful(
                 everybody, counted, n, ints, floats, flags, used, now, free_blocks, block_size, ahead, ahead_caps,
                 max_tokens, max_requests, load, relegated,
@@ -145,7 +116,7 @@ def plan_step(
     decodes = 0
     prefills = 0
     spec_of = np.ones(used, np.int64)
-    spec, counted, ahead, ahead_caps = _speculate(slots, state, ints, floats, flags, lines, caps, max_spec)
+    spec, counted, ahead, ahead_caps = speculate(slots, state, ints, floats, flags, lines, caps, max_spec)
     time, end, after, attempt = 0.0, now + filler_s, 0, EAGER
     if n > 0:
         time, end, after, attempt = choose_batch(
@@ -174,14 +145,7 @@ def plan_step(
         ints, floats, flags, used, claimed, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
-    for k in range(decodes):
-        slot = decode_slots[k]
-        if spec_of[slot] > 1:
-            more = extra_blocks(ints, slot, spec_of[slot], block_size) - extra_blocks(ints, slot, 1, block_size)
-            if more > free:
-                spec_of[slot] = 1
-            else:
-                free -= more
+    free = room_for_drafts(ints, decode_slots, decodes, spec_of, free, block_size)
     # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
     limit = now + (filler_s if n > 0 else settings[ALONE] * filler_s)
     if n > 0 and decodes + prefills > 0:

@@ -118,11 +118,11 @@ def test_who_has_no_drafts_now_keeps_nobody_from_verifying() -> None:
     assert (same_state == state).all()
 
 
-def overload(acceptance: float, draft_share: float = 1.0) -> Run:
+def overload(acceptance: float, draft_share: float = 1.0, policy: str = "slos") -> Run:
     limits = EngineLimits(2048, 256, 16, 4134, 8192, max_spec_tokens=5)
     work = jobs(3, 600, 6.0, OPT_7B)
     return drive(
-        registry.get("slos"), work, OPT_7B, limits, acceptance=acceptance, draft_share=draft_share, seed=1
+        registry.get(policy), work, OPT_7B, limits, acceptance=acceptance, draft_share=draft_share, seed=1
     )  # fmt: skip
 
 
@@ -141,3 +141,13 @@ def test_more_is_promised_where_drafts_are_accepted_and_promises_are_kept() -> N
     assert promised(speculating) > 1.03 * promised(plain)
     assert speculating.attainment() > plain.attainment()
     assert speculating.precision() >= 0.99
+
+
+@pytest.mark.parametrize("name", ["dp", "edf-pb"])
+def test_the_papers_planner_speculates_too(name: str) -> None:
+    plain, speculating = overload(0.0, policy=name), overload(0.8, policy=name)
+    assert plain.spec_tokens == 0
+    assert speculating.accepted > 1000
+    assert promised(speculating) > 1.03 * promised(plain)
+    assert speculating.attainment() > plain.attainment()
+    assert speculating.precision() >= 0.98
