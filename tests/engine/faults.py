@@ -86,6 +86,11 @@ class Fleet:
     def hand_over(self, request: EngineRequest, prefill: Peer, decode: Peer) -> None:
         """Submit both halves, as a controller does."""
         spec = self.transfer(decode)
+        self.compute(request, prefill, spec)
+        decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
+
+    def compute(self, request: EngineRequest, prefill: Peer, spec: KvTransferSpec) -> None:
+        """Submit the producer's half: one token, for an engine that went on would write on into the last block."""
         prefill.submit(
             replace(
                 request,
@@ -95,7 +100,6 @@ class Fleet:
                 kv_transfer=spec,
             )
         )
-        decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
 
     def under_way(self, draw: random.Random, prefill: Peer, decode: Peer, count: int = 6) -> list[EngineRequest]:
         """Draw requests and hand them over; returns at once."""
@@ -190,7 +194,7 @@ class FaultTests:
             draw = random.Random(number)
             request = fleet.make(draw)
             spec = fleet.transfer(decode)
-            prefill.submit(replace(request, request_id=leg(request), kv_transfer=spec))
+            fleet.compute(request, prefill, spec)
             prefill.finished(leg(request))
             if number % 2:  # it was taken, and is given back; otherwise it was never taken
                 decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
