@@ -118,7 +118,7 @@ def build_tiers(
     )
     lines, requests = model.array, float((kept[REM] == 0).sum())
     state = np.concatenate([kept, np.array([(n.rem, n.due_s, n.pace_s, n.ctx, n.out) for n in newcomers]).T], axis=1)
-    if limits.max_spec_tokens > 1:
+    if limits.max_spec_tokens > 1 and table.accept_rate[slots].any():
         caps = np.full(4, PaperBatching().cap_s(model))
         lines = counted_on(slots, state, table.floats, lines, caps, limits.max_spec_tokens)
         # Whole multiples of the tightest: windows of two tiers that hardly differ would leave no time between them.

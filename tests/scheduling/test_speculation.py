@@ -143,6 +143,17 @@ def test_more_is_promised_where_drafts_are_accepted_and_promises_are_kept() -> N
     assert speculating.precision() >= 0.99
 
 
+@pytest.mark.parametrize("name", ["slos", "dp", "edf-pb"])
+def test_an_engine_that_could_speculate_but_has_no_drafts_is_planned_like_any(name: str) -> None:
+    model = TimeModel(((0.02, 7e-5, 4e-4, 0.0, 0.0, 0.0),))
+    could, could_not = (
+        drive(registry.get(name), jobs(3, 300, 8.0, model), model, EngineLimits(2048, 256, 16, 4134, 8192, most))
+        for most in (5, 1)
+    )
+    assert [job.token_times_s for job in could.jobs] == [job.token_times_s for job in could_not.jobs]
+    assert [job.promised for job in could.jobs] == [job.promised for job in could_not.jobs]
+
+
 @pytest.mark.parametrize("name", ["dp", "edf-pb"])
 def test_the_papers_planner_speculates_too(name: str) -> None:
     plain, speculating = overload(0.0, policy=name), overload(0.8, policy=name)
