@@ -15,10 +15,9 @@ from scheduling.batch_settings import BatchSettings
 from scheduling.kernels import rollout
 from scheduling.kernels.labels import label_search
 from scheduling.kernels.problem import set_up
-from scheduling.kernels.rows import ROWS
 from scheduling.kernels.search import all_at_once, greedy
 from scheduling.kernels.spare import leaves_enough
-from scheduling.newcomers import Newcomer
+from scheduling.newcomers import Newcomer, columns_of
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
@@ -164,9 +163,6 @@ def build(
     """
     if len(newcomers) > 1:
         newcomers = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
-    columns = np.empty((len(newcomers), ROWS))
-    for k, new in enumerate(newcomers):
-        columns[k] = new.rem, new.due_s, new.pace_s, new.ctx, new.out
     residents, state, order, rank, items, item_rem, item_position, lines, caps, capacity_blocks, of_all = set_up(
         table.ints,
         table.floats,
@@ -183,7 +179,7 @@ def build(
         float(limits.max_batch_requests),
         float(limits.block_size),
         limits.max_spec_tokens,
-        columns,
+        columns_of(newcomers),
     )
     return Problem(
         now_s=now_s,

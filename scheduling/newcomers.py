@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scheduling.request_table import RequestTable
+import numpy as np
+
+from scheduling.kernels.rows import ROWS
+from scheduling.request_table import FloatArray, RequestTable
 from scheduling.types import Candidate, EngineLimits
 
 
@@ -24,6 +27,14 @@ class Newcomer(NamedTuple):
     out: int
     value: float
     slot: int = -1
+
+
+def columns_of(newcomers: Sequence[Newcomer]) -> FloatArray:
+    """Their columns of a planner's state (kernels.rows), one row of [len(newcomers), ROWS] each."""
+    columns = np.empty((len(newcomers), ROWS))
+    for k, new in enumerate(newcomers):
+        columns[k] = new.rem, new.due_s, new.pace_s, new.ctx, new.out
+    return columns
 
 
 def newcomer(candidate: Candidate) -> Newcomer:

@@ -12,7 +12,7 @@ from scheduling.kernels.problem import counted_on
 from scheduling.kernels.promised import keep_promised
 from scheduling.kernels.rows import CTX, DUE, OUT, PACE, REM
 from scheduling.kernels.tierplan import chain_feasible, plan_tiers
-from scheduling.newcomers import Newcomer
+from scheduling.newcomers import Newcomer, columns_of
 from scheduling.paper_batching import PaperBatching
 from scheduling.request_table import BoolArray, FloatArray, IntArray, RequestTable
 from scheduling.time_model import TimeModel
@@ -117,7 +117,7 @@ def build_tiers(
         np.empty(bare.shape[0]),
     )
     lines, requests = model.array, float((kept[REM] == 0).sum())
-    state = np.concatenate([kept, np.array([(n.rem, n.due_s, n.pace_s, n.ctx, n.out) for n in newcomers]).T], axis=1)
+    state = np.concatenate([kept, columns_of(newcomers).T], axis=1)
     if limits.max_spec_tokens > 1 and table.accept_rate[slots].any():
         caps = np.full(4, PaperBatching().cap_s(model))
         lines = counted_on(slots, state, table.floats, lines, caps, limits.max_spec_tokens)

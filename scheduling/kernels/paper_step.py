@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_PACES, DECODE_LATE, FORMED, form_batch
+from scheduling.kernels.batches import CAP_PACES, FORMED, form_batch
 from scheduling.kernels.filler import fill_best_effort
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import make_room, room_for_drafts
@@ -60,16 +60,13 @@ def plan_paper_step(
     spec, _counted, _lines, _caps = speculate(slots, state, ints, floats, flags, lines, caps, max_spec)
     time, end, after = 0.0, now + longest, 0
     if n > 0:
-        outcome = DECODE_LATE
-        if (spec > 1).any():
+        outcome, time, end, after, _bind = form_batch(
+            state, n, order, 0, m, now, False, spec, lines, caps, max_tokens, max_requests, served, chunks, load
+        )
+        if outcome != FORMED and (spec > 1).any():
+            spec[:] = 1
             outcome, time, end, after, _bind = form_batch(
                 state, n, order, 0, m, now, False, spec, lines, caps, max_tokens, max_requests, served, chunks, load
-            )
-        if outcome != FORMED:
-            spec[:] = 1
-            nobody = np.empty(0, np.int64)
-            outcome, time, end, after, _bind = form_batch(
-                state, n, order, 0, m, now, False, nobody, lines, caps, max_tokens, max_requests, served, chunks, load
             )
         if outcome != FORMED:
             after, time, end = form_anything(

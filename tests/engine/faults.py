@@ -87,7 +87,7 @@ class Fleet:
         """Submit both halves, as a controller does."""
         spec = self.transfer(decode)
         self.compute(request, prefill, spec)
-        decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
+        self.take(request, prefill, decode, spec)
 
     def compute(self, request: EngineRequest, prefill: Peer, spec: KvTransferSpec) -> None:
         """Submit the producer's half: one token, for an engine that went on would write on into the last block."""
@@ -100,6 +100,10 @@ class Fleet:
                 kv_transfer=spec,
             )
         )
+
+    def take(self, request: EngineRequest, prefill: Peer, decode: Peer, spec: KvTransferSpec) -> None:
+        """Submit the consumer's half."""
+        decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
 
     def under_way(self, draw: random.Random, prefill: Peer, decode: Peer, count: int = 6) -> list[EngineRequest]:
         """Draw requests and hand them over; returns at once."""
@@ -197,7 +201,7 @@ class FaultTests:
             fleet.compute(request, prefill, spec)
             prefill.finished(leg(request))
             if number % 2:  # it was taken, and is given back; otherwise it was never taken
-                decode.submit(replace(request, kv_transfer=replace(spec, producer=False, peer_address=prefill.address)))
+                fleet.take(request, prefill, decode, spec)
                 decode.cancel(request.request_id)
                 decode.finished(request.request_id)
             prefill.all_free()
