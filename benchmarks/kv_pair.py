@@ -1,7 +1,7 @@
 """Two processes with KV caches and an exchange between them: what bench kv-transfer measures.
 
 Their caches have the shape of SmolLM2-135M's: 30 layers, 3 KV heads of 64, float16, blocks of 128 tokens, about 23 KB
-per token. A plain process group of the same kind joins them too, for the raw link.
+per token. A plain process group joins them too, for the raw link.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ class KvPair:
         self._pipe = pipe
         self._device = device
         self._address, port = pipe.recv()
-        self.backend = links.resolve_backend(config, device)
-        store = links.join_store("127.0.0.1", port, config.connect_timeout_s)
-        self._link = links.make_link(store, links.PRODUCER, self.backend, "127.0.0.1", config)
         self._endpoint = KvEndpoint(_caches(device), BLOCKS, Identity("producer", "bench"), config)
+        self.backend = links.resolve_backend(config, self._endpoint.layout)
+        self.raw_backend = _raw_backend(self.backend)
+        store = links.join_store("127.0.0.1", port, config.connect_timeout_s)
+        self._link = links.make_link(store, links.PRODUCER, self.raw_backend, "127.0.0.1", config)
         self._raw = _raw_buffer(self._endpoint, device)
-        self._message = message_buffers(self._endpoint.layout, config, self.backend, 1)[0]
+        self._message = message_buffers(self._endpoint.layout, config, self.raw_backend, 1)[0]
         self._layer = Layer(device)
         self._names = itertools.count()
         self.block_bytes = LAYERS * self._endpoint.layout.block_bytes
@@ -210,6 +211,11 @@ def _raw_buffer(endpoint: KvEndpoint, device: torch.device) -> torch.Tensor:
     return torch.randint(1 << 30, (size,), dtype=endpoint.layout.dtype, device=device)
 
 
+def _raw_backend(backend: str) -> str:
+    """The process group that an exchange is compared with; for what is none itself, that of host memory."""
+    return "gloo" if backend == "tcp" else backend
+
+
 def _await(endpoint: KvEndpoint, key: TransferKey) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while (left_s := deadline - time.monotonic()) > 0:
@@ -228,7 +234,7 @@ def _consumer(pipe: Connection, device_name: str, config: KvConfig) -> None:
     raw_buffer = _raw_buffer(endpoint, device)
     store = links.open_store("127.0.0.1", config.connect_timeout_s)
     pipe.send((endpoint.address, store.port))
-    backend = links.resolve_backend(config, device)
+    backend = _raw_backend(links.resolve_backend(config, endpoint.layout))
     link = links.make_link(store, links.CONSUMER, backend, "127.0.0.1", config)
     while (order := pipe.recv()) is not None:
         kind, name, blocks = order

@@ -1,8 +1,9 @@
 """Bytes per second of the KV exchange against the raw link, and how much of it hides behind compute, in one run.
 
-"raw" is one send and receive of the same bytes, contiguous, over a process group made the same way; "exchange" is
-gather, send, scatter and the end told to both sides, between idle engines, of a prompt that was offered before, as
-engines do. They take turns; ratios are of medians. "Copies" is gather and scatter alone, with nothing beside them.
+"raw" is one send and receive of the same bytes, contiguous, over a process group (Gloo for caches in host memory);
+"exchange" is gather, send, scatter and the end told to both sides, between idle engines, of a prompt that was offered
+before, as engines do. They take turns; ratios are of medians. "Copies" is gather and scatter alone, with nothing beside
+them, which the backend tcp does without.
 
 "Hidden" is the part of a transfer that a prompt does not wait for when each layer's KV leaves while the next layer is
 computed: the matrix products of the model's layers are computed in chunks of 256 tokens, alone, with the transfer
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from benchmarks import common
 from benchmarks.kv_pair import BLOCK_TOKENS, KvPair, kv_pair
-from engine.kv.config import KvConfig
+from engine.kv.config import BACKENDS, KvConfig
 
 _WARM_UP = 2
 
@@ -75,6 +76,7 @@ def measure(
     with kv_pair(device_name, config) as pair:
         return {
             "backend": pair.backend,
+            "raw_backend": pair.raw_backend,
             "device": device_name,
             "message_bytes": config.message_bytes,
             "rows": [against_raw(pair, count, rounds) for count in tokens],
@@ -83,10 +85,21 @@ def measure(
 
 
 def show(whole: common.Result) -> None:
-    """Print the result for people."""
-    result = whole["result"]
-    columns = ("tokens", "MB", "raw, MB/s", "exchange, MB/s", "exchange against raw", "copies, ms")
-    table = Table(*columns, title="KV transfer", title_justify="left")
+    """Print the results for people."""
+    for result in whole["result"]["backends"]:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    columns = (
+        "tokens",
+        "MB",
+        f"raw {result['raw_backend']}, MB/s",
+        "exchange, MB/s",
+        "exchange against raw",
+        "copies, ms",
+    )
+    table = Table(*columns, title=f"KV transfer over {result['backend']}", title_justify="left")
     for row in result["rows"]:
         rates = (f"{row[side] / 1e6:.0f}" for side in ("raw_bytes_per_s", "exchange_bytes_per_s"))
         share, copies = f"{row['ratio']:.2f}", f"{row['copies_s'] * 1e3:.1f}"
@@ -104,16 +117,17 @@ def _measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     rounds, compute_rounds = given.rounds, given.compute_rounds
     if given.quick:
         rounds, compute_rounds = min(rounds, 3), min(compute_rounds, 1)
-    config = KvConfig(backend=given.backend, message_bytes=given.message_bytes)
-    result = measure(given.tokens, rounds, compute_rounds, given.device, config)
-    return {"rounds": rounds, "compute_rounds": compute_rounds}, result
+    backends = given.backend or (["gloo", "tcp"] if given.device == "cpu" else ["auto"])
+    configs = [KvConfig(backend=backend, message_bytes=given.message_bytes) for backend in backends]
+    results = [measure(given.tokens, rounds, compute_rounds, given.device, config) for config in configs]
+    return {"rounds": rounds, "compute_rounds": compute_rounds}, {"backends": results}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096], help="lengths of prompts")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compute-rounds", type=int, default=5, help="for the time hidden behind compute; 0: none")
-    parser.add_argument("--backend", choices=("auto", "gloo", "nccl"), default="auto")
+    parser.add_argument("--backend", choices=BACKENDS, nargs="+", help="default: gloo and tcp on cpu, else auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0 ...")
     parser.add_argument("--message-bytes", type=int, default=KvConfig().message_bytes)
 

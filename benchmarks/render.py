@@ -195,6 +195,11 @@ def step_scheduler(result: dict[str, Any]) -> str:
 
 
 def kv_transfer(result: dict[str, Any]) -> str:
+    """The tables of each backend."""
+    return "\n\n".join(_kv_backend(backend) for backend in result["backends"])
+
+
+def _kv_backend(result: dict[str, Any]) -> str:
     """One row per length of prompt."""
     rows = [
         (
@@ -208,7 +213,7 @@ def kv_transfer(result: dict[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    head = ("tokens", "MB", f"raw {result['backend']}, MB/s", "exchange, MB/s", "exchange against raw")
+    head = ("tokens", "MB", f"raw {result['raw_backend']}, MB/s", f"{result['backend']}, MB/s", "against raw")
     head += ("raw, ms", "gather and scatter alone, ms")
     hidden = [
         (
@@ -216,7 +221,7 @@ def kv_transfer(result: dict[str, Any]) -> str:
             f"{row['compute_s'] * 1e3:,.0f}",
             f"{row['waits_at_end_s'] * 1e3:.1f}",
             f"{row['waits_layer_wise_s'] * 1e3:.1f}",
-            "cannot be told" if row["hidden"] is None else f"{row['hidden']:.0%}" if row["hidden"] > 0.0 else "nothing",
+            _hidden(row["hidden"]),
         )
         for row in result["behind_compute"]
     ]
@@ -227,7 +232,15 @@ def kv_transfer(result: dict[str, Any]) -> str:
         "added by sending layer by layer, ms",
         "hidden",
     )
-    return f"{_table(head, rows)}\n\nBehind compute:\n\n{_table(columns, hidden)}"
+    tables = f"{_table(head, rows)}\n\nBehind compute:\n\n{_table(columns, hidden)}"
+    return f"Exchange over {result['backend']}:\n\n{tables}"
+
+
+def _hidden(share: float | None) -> str:
+    """The part of a transfer that no prompt waits for, as far as it can be told from noise."""
+    if share is None:
+        return "cannot be told"
+    return f"{min(share, 1.0):.0%}" if share > 0.0 else "nothing"
 
 
 def disaggregated(result: dict[str, Any]) -> str:

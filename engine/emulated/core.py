@@ -116,7 +116,7 @@ class EmulatedCore:
         if self._exchange is None:
             return
         settled = self._exchange.poll()
-        for blocks in settled.left:
+        for blocks in settled.free:
             self.pool.release(blocks)
         for live in settled.arrived:
             # The last token is computed here once more, for the first output token comes from it.
@@ -270,14 +270,14 @@ class EmulatedCore:
         logprobs: tuple[tuple[TokenLogprob, ...], ...] = (),
         error: str = "",
     ) -> RequestUpdate:
-        """Remove a request and everything it holds, but for blocks that are on their way to another engine."""
-        leaves = False
+        """Remove a request and everything it holds, but for blocks that are being sent or received."""
+        moving = False
         if self._exchange is not None and live.request.kv_transfer is not None:
             if live.request.kv_transfer.producer:
-                leaves = self._exchange.let_leave(live)
+                moving = self._exchange.let_leave(live)
             elif live.request_id in self._awaiting:
-                self._exchange.refuse(live, "the request was cancelled on the decode worker")
-        if not leaves:
+                moving = self._exchange.refuse(live, "the request was cancelled on the decode worker")
+        if not moving:
             self.pool.release(live.blocks)
         live.blocks = []
         update = self._residents.state(live, tokens, text, logprobs, False, reason, error)

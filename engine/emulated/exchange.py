@@ -28,9 +28,9 @@ class WrongKvError(Exception):
 
 @dataclass(slots=True)
 class Settled:
-    """What has ended since the last look: blocks that have left, requests whose KV is here, and ones whose is not."""
+    """What ended since the last look: blocks left by a request, requests whose KV is here, and ones whose is not."""
 
-    left: list[list[int]] = field(default_factory=list)
+    free: list[list[int]] = field(default_factory=list)
     arrived: list[Live] = field(default_factory=list)
     failed: list[Live] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class KvExchange:
         self._endpoint = KvEndpoint(self._caches, config.kv_blocks, Identity(config.worker_id, config.model), exchange)
         self._sending: dict[TransferKey, Live] = {}
         self._whole: set[TransferKey] = set()
-        self._leaving: dict[TransferKey, list[int]] = {}
+        self._moving: dict[TransferKey, list[int]] = {}
         self._receiving: dict[TransferKey, tuple[Live, int]] = {}
 
     @property
@@ -63,7 +63,7 @@ class KvExchange:
     @property
     def busy(self) -> bool:
         """Something may end without a step of this engine."""
-        return bool(self._leaving or self._receiving)
+        return bool(self._moving or self._receiving)
 
     def close(self) -> None:
         """End every transfer."""
@@ -100,7 +100,7 @@ class KvExchange:
             self._endpoint.computed(key, layer, ready)
 
     def interrupt(self, live: Live, reason: str) -> None:
-        """Stop sending, because the blocks are needed or the request has ended; they are not read any more."""
+        """Stop sending, because the blocks are needed or the request has ended: they may be reused at once."""
         key = _key(live)
         if self._sending.pop(key, None) is not None:
             self._whole.discard(key)
@@ -114,7 +114,7 @@ class KvExchange:
             return False
         del self._sending[key]
         self._whole.discard(key)
-        self._leaving[key] = live.blocks
+        self._moving[key] = live.blocks
         return True
 
     # ---- consumer
@@ -132,22 +132,25 @@ class KvExchange:
         self._receiving[key] = (live, first_block)
         return True
 
-    def refuse(self, live: Live, reason: str) -> None:
-        """Want nothing of a transfer, or nothing more; its blocks are not written any more."""
+    def refuse(self, live: Live, reason: str) -> bool:
+        """Want nothing of a transfer, or nothing more; True when its blocks stay taken until poll gives them back."""
         key = _key(live)
-        if self._receiving.pop(key, None) is not None:
-            self._endpoint.abort_receiving(key, reason)
-        else:
+        if self._receiving.pop(key, None) is None:
             self._endpoint.decline(key, reason)
+            return False
+        self._moving[key] = live.blocks
+        self._endpoint.abort_receiving(key, reason)
+        return True
 
     # ---- both
 
     def poll(self) -> Settled:
         """Return what has ended; WrongKvError when it is not what it should be."""
         ended, settled = self._endpoint.poll(), Settled()
+        for key in [*ended.sent, *ended.send_failed, *ended.received, *ended.receive_failed]:
+            if key in self._moving:
+                settled.free.append(self._moving.pop(key))
         for key in [*ended.sent, *ended.send_failed]:
-            if key in self._leaving:
-                settled.left.append(self._leaving.pop(key))
             self._sending.pop(key, None)
             self._whole.discard(key)
         for key in ended.received:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROTOCOL_VERSION = 2
+BACKENDS = ("auto", "gloo", "nccl", "tcp")
 
 
 class KvExchangeError(Exception):
@@ -16,7 +17,8 @@ class KvConfig:
     """Settings of one endpoint; seconds and bytes.
 
     backend: "auto" takes NCCL for caches on a GPU and Gloo for caches in host memory; "gloo" stages GPU blocks through
-    host memory, which is what two processes that share one GPU need. message_bytes bounds one data message, so that
+    host memory, which is what two processes that share one GPU need; "tcp" moves blocks of caches in host memory
+    without a copy (engine.kv.socket_link). message_bytes bounds one data message, so that
     gather, send and scatter of neighbouring messages overlap. checksum proves that what was scattered is what was
     gathered (tests and diagnosis: it reads every byte twice).
     """
@@ -33,8 +35,8 @@ class KvConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.backend not in ("auto", "gloo", "nccl"):
-            raise ValueError(f"KV backend must be auto, gloo or nccl, not {self.backend!r}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"KV backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}")
         for name in ("connect_timeout_s", "io_timeout_s", "heartbeat_s", "lease_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")

@@ -93,7 +93,7 @@ class KvEndpoint:
             self._wake(key)
 
     def abort_sending(self, key: TransferKey, reason: str) -> None:
-        """End a transfer; when this returns its blocks are no longer read."""
+        """End a transfer; when this returns its blocks may be reused: nothing that is still read of them is used."""
         with self._lock:
             pair = self._outgoing.get(key)
             transfer = self._sends.get(key)
@@ -133,7 +133,7 @@ class KvEndpoint:
                 pair.ready(transfer)
 
     def abort_receiving(self, key: TransferKey, reason: str) -> None:
-        """End a transfer; when this returns its blocks are no longer written."""
+        """End a transfer; its blocks may be reused once poll has reported it, for a piece may be on its way to them."""
         transfer = self._incoming.get(key)
         if transfer is None:
             return
@@ -213,19 +213,20 @@ class KvEndpoint:
             self._something_ended.notify_all()
 
     def _received(self, transfer: IncomingTransfer, reason: str) -> None:
-        if not transfer.end(reason):
+        transfer.end(reason)
+        if not transfer.settle():
             return
         with self._lock:
             self._incoming.pop(transfer.key, None)
-            if reason:
-                self._ended.receive_failed[transfer.key] = reason
+            if transfer.reason:
+                self._ended.receive_failed[transfer.key] = transfer.reason
             else:
                 self._ended.received.append(transfer.key)
             self._something_ended.notify_all()
 
     def _offered(self, pair: InboundPair, key: TransferKey) -> None:
         transfer = self._incoming.get(key)
-        if transfer is not None:
+        if transfer is not None and not transfer.ended:
             transfer.renew()
             pair.ready(transfer)
         elif key.generation <= self._newest.get(key.transfer_id, -1):

@@ -1,4 +1,4 @@
-"""The consumer's end of a pair: receives messages and scatters them into the blocks that wait for them."""
+"""The consumer's end of a pair: receives messages and stores them in the blocks that wait for them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from engine.kv import link as links
-from engine.kv.buffers import RECEIVING, message_blocks, message_buffers
+from engine.kv.buffers import message_blocks
 from engine.kv.config import Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import ControlSocket
-from engine.kv.layout import KvLayout, Piece, checksum
+from engine.kv.layout import KvLayout, Piece
 from engine.kv.pair import Pair
+from engine.kv.receiving import BufferedReceiver, InPlaceReceiver, Receiver
+from engine.kv.socket_link import Door, SocketLink
 from engine.kv.transfers import IncomingTransfer
 
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message that will come, or is on its way into a buffer."""
+    """A message that will come."""
 
     key: TransferKey
     piece: Piece
-    moving: links.Transfer | None = None
-    buffer: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class InboundPair(Pair):
     """Serves one producer.
 
     find(key) returns the transfer that waits for this key, or None. on_offer(pair, key) is called when the producer
-    offers a transfer; on_end(transfer) when one is complete or has failed here.
+    offers a transfer; on_end(transfer, reason) when one is complete or has failed here, and again when nothing is
+    received into the blocks of one that has ended any more.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class InboundPair(Pair):
         if hello.get("layout") != self._layout.fingerprint():
             return "the KV layouts differ (layers, block size, heads, dtype): start both workers with the same settings"
         try:
-            own = links.resolve_backend(self.config, self._layout.device)
+            own = links.resolve_backend(self.config, self._layout)
         except KvExchangeError as error:
             return str(error)
         if hello.get("backend") != own:
@@ -113,10 +114,16 @@ class InboundPair(Pair):
     def _run(self) -> None:
         control = self._control
         assert control is not None
-        store = links.open_store(control.local_host, self.config.connect_timeout_s)
-        control.send({"type": "welcome", "port": store.port, "message_bytes": self.config.message_bytes})
-        self._link = links.make_link(store, links.CONSUMER, self._backend, control.local_host, self.config)
-        self.start("scatter", self._scatter)
+        welcome = {"type": "welcome", "message_bytes": self.config.message_bytes}
+        if self._backend == "tcp":
+            door = Door(control.local_host, self.config)
+            control.send({**welcome, "port": door.port, "secret": door.secret})
+            self._link = door.accept()
+        else:
+            store = links.open_store(control.local_host, self.config.connect_timeout_s)
+            control.send({**welcome, "port": store.port})
+            self._link = links.make_link(store, links.CONSUMER, self._backend, control.local_host, self.config)
+        self.start("store", self._store)
         if self._layout.device.type == "cuda":
             torch.cuda.set_device(self._layout.device)
         self.read(self._handle)
@@ -151,37 +158,39 @@ class InboundPair(Pair):
         with self._offered_lock:
             self._offered.add(key)
         transfer = self._find(key)
-        if transfer is None or not transfer.ready_sent:
+        if transfer is None or transfer.ended or not transfer.ready_sent:
             # Also where the word that it is not wanted, or what follows from it, has crossed with this.
             self._on_offer(self, key)
         else:
             transfer.renew()
 
     def _checked(self, piece: Piece) -> Piece:
-        size = piece.layers * piece.blocks * self._layout.block_elements
+        size = self._layout.elements(piece)
         if not 0 < size <= self._elements:
             raise KvExchangeError(f"producer announced a message of {size} elements, more than {self._elements}")
         return piece
 
-    def _scatter(self) -> None:
+    def _receiver(self) -> Receiver:
+        if isinstance(self._link, SocketLink):
+            return InPlaceReceiver(self._link, self._layout, self.config)
+        assert self._link is not None
+        return BufferedReceiver(self._link, self._layout, self.config, self._backend)
+
+    def _store(self) -> None:
         """Receive what was announced, several messages ahead, and store one after the other.
 
         The bytes are on their way whether or not anybody still wants them; they must leave the link.
         """
         if self._layout.device.type == "cuda":
             torch.cuda.set_device(self._layout.device)
-        link = self._link
-        assert link is not None
-        free = message_buffers(self._layout, self.config, self._backend, RECEIVING)
+        receiver = self._receiver()
         coming: deque[_Message | _Done] = deque()
         while not self.dead:
             try:
-                while free:
+                while receiver.room:
                     item = self._announced.get(timeout=0 if coming else self.config.heartbeat_s)
                     if isinstance(item, _Message):
-                        buffer = free.pop()
-                        size = item.piece.layers * item.piece.blocks * self._layout.block_elements
-                        item = replace(item, moving=link.receive(buffer[:size]), buffer=buffer)
+                        receiver.expect(item.piece)
                     coming.append(item)
             except queue.Empty:
                 if not coming:
@@ -189,31 +198,20 @@ class InboundPair(Pair):
             first = coming.popleft()
             if isinstance(first, _Done):
                 self._finish(first)
-                continue
-            assert first.moving is not None
-            assert first.buffer is not None
-            first.moving.wait()
-            self.bytes_received += self._layout.nbytes(first.piece)
-            transfer = self._find(first.key)
-            if transfer is not None:
-                self._store(transfer, first.piece, first.buffer)
-            free.append(first.buffer)
+            else:
+                self._take(receiver, first)
 
-    def _store(self, transfer: IncomingTransfer, piece: Piece, buffer: torch.Tensor) -> None:
-        if not transfer.fits(piece):
+    def _take(self, receiver: Receiver, message: _Message) -> None:
+        piece, transfer = message.piece, self._find(message.key)
+        if transfer is not None and not transfer.fits(piece):
             self._on_end(transfer, f"prefill worker sent {piece}, which is outside of what was asked for")
-            return
-        with transfer.lock:
-            if transfer.ended:
-                return
-            if self.config.checksum:
-                size = piece.layers * piece.blocks * self._layout.block_elements
-                transfer.crc = checksum(buffer[:size], transfer.crc)
-            self._layout.scatter(piece, transfer.block_ids, buffer)
-            if self._layout.device.type == "cuda":
-                torch.cuda.current_stream(self._layout.device).synchronize()
-            transfer.missing -= piece.layers * piece.blocks
-        transfer.renew()
+            transfer = None
+        try:
+            receiver.take(piece, transfer)
+        finally:
+            if transfer is not None and transfer.ended:
+                self._on_end(transfer, transfer.reason)  # it is settled only now, when nothing is written to its blocks
+        self.bytes_received += self._layout.nbytes(piece)
 
     def _finish(self, done: _Done) -> None:
         with self._offered_lock:

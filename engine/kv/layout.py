@@ -57,11 +57,13 @@ class KvLayout:
             f"{len(caches)}|{dims[0]}|{[n for d, n in enumerate(first.shape) if d != dims[0]]}|{first.dtype}"
         )
         self.num_blocks = num_blocks
-        self.block_bytes = first.numel() // num_blocks * first.element_size()
+        self.block_bytes: int = first.numel() // num_blocks * first.element_size()
         self.dtype = self._planes[0][0].dtype
-        self.block_elements = self.block_bytes // self._planes[0][0].element_size()
+        self.block_elements: int = self.block_bytes // self._planes[0][0].element_size()
         self.device = first.device
-        self._as_words = self.device.type == "cpu" and self.dtype == torch.int64
+        self.in_host_words = self.device.type == "cpu" and self.dtype == torch.int64
+        """The caches are contiguous host memory: a block can be sent from where it lies, and received there."""
+        self._memory = [_bytes_of(planes) for planes in self._planes] if self.in_host_words else []
 
     @property
     def layers(self) -> int:
@@ -75,6 +77,17 @@ class KvLayout:
     def nbytes(self, piece: Piece) -> int:
         """Size of a piece, bytes."""
         return piece.layers * piece.blocks * self.block_bytes
+
+    def elements(self, piece: Piece) -> int:
+        """Size of a piece in elements of self.dtype."""
+        return piece.layers * piece.blocks * self.block_elements
+
+    def regions(self, piece: Piece, block_ids: Sequence[int]) -> list[memoryview]:
+        """Return the memory of each block of a piece, in a message's order; only where the caches are in_host_words."""
+        planes = [plane for layer in self._memory[piece.layer_start : piece.layer_end] for plane in layer]
+        size = self.block_bytes // len(self._planes[0])
+        starts = [block * size for block in block_ids[piece.block_start : piece.block_end]]
+        return [plane[start : start + size] for plane in planes for start in starts]
 
     def _rows(self, piece: Piece, buffer: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield each plane of the piece with the part of the buffer that holds its blocks."""
@@ -96,12 +109,12 @@ class KvLayout:
                 torch.index_select(plane, 0, ids, out=rows)
             else:
                 rows.copy_(plane.index_select(0, ids), non_blocking=True)
-        return buffer[: piece.layers * piece.blocks * self.block_elements]
+        return buffer[: self.elements(piece)]
 
     def scatter(self, piece: Piece, block_ids: Sequence[int], buffer: torch.Tensor) -> None:
         """Copy the front of buffer into the piece's blocks of the caches (the inverse of gather)."""
         chosen = block_ids[piece.block_start : piece.block_end]
-        if self._as_words:
+        if self.in_host_words:
             # Twice as fast as index_copy_, which does not copy a block at a time in host memory.
             places = np.array(chosen)
             for plane, rows in self._rows(piece, buffer):
@@ -121,6 +134,17 @@ def _planes(cache: torch.Tensor, block_dim: int) -> list[torch.Tensor]:
             return [plane.view(torch.int64) for plane in flat]
         return flat
     return planes
+
+
+def _bytes_of(planes: list[torch.Tensor]) -> list[memoryview]:
+    return [memoryview(plane.numpy().reshape(-1).view(np.uint8)) for plane in planes]
+
+
+def region_checksum(regions: Sequence[memoryview], before: int = 0) -> int:
+    """CRC-32 of regions one after the other: what checksum returns of the message that they make."""
+    for region in regions:
+        before = zlib.crc32(region, before)
+    return before
 
 
 def checksum(data: torch.Tensor, before: int = 0) -> int:

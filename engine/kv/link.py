@@ -12,13 +12,17 @@ import torch
 import torch.distributed as dist
 
 from engine.kv.config import KvConfig, KvExchangeError
+from engine.kv.layout import KvLayout
 
 CONSUMER, PRODUCER = 0, 1
 """Ranks in the group: the consumer hosts the store."""
 
 
-def resolve_backend(config: KvConfig, device: torch.device) -> str:
-    """Return "nccl" or "gloo" for caches on this device; KvExchangeError when NCCL is asked for and cannot be had."""
+def resolve_backend(config: KvConfig, layout: KvLayout) -> str:
+    """Return "nccl", "gloo" or "tcp" for these caches; KvExchangeError when what is asked for cannot be had."""
+    device = layout.device
+    if config.backend == "tcp" and not layout.in_host_words:
+        raise KvExchangeError("the tcp KV backend needs contiguous KV caches in host memory: choose auto")
     if config.backend == "auto":
         return "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
     if config.backend == "nccl" and not (device.type == "cuda" and dist.is_nccl_available()):

@@ -1,4 +1,4 @@
-"""The producer's end of a pair: gathers blocks as they are computed and sends them in large messages."""
+"""The producer's end of a pair: sends blocks as they are computed, in large messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from engine.kv import link as links
-from engine.kv.buffers import ANNOUNCED, SENDING, message_blocks, message_buffers
+from engine.kv.buffers import ANNOUNCED, message_blocks
 from engine.kv.config import PROTOCOL_VERSION, Identity, KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import dial
-from engine.kv.layout import KvLayout, Piece, checksum
+from engine.kv.layout import KvLayout, Piece
 from engine.kv.pair import Pair
+from engine.kv.sending import BufferedSender, InPlaceSender, Sender
+from engine.kv.socket_link import SocketLink, enter
 from engine.kv.transfers import DeviceEvent, OutgoingTransfer
 
 
@@ -81,7 +83,7 @@ class OutboundPair(Pair):
 
     def _connect(self) -> None:
         control = dial(self.peer, self.config.connect_timeout_s, self.config.io_timeout_s)
-        backend = links.resolve_backend(self.config, self._layout.device)
+        backend = links.resolve_backend(self.config, self._layout)
         hello = {
             "type": "hello",
             "protocol": PROTOCOL_VERSION,
@@ -102,8 +104,11 @@ class OutboundPair(Pair):
             # The consumer's buffers may be smaller than ours.
             config = replace(self.config, message_bytes=min(self.config.message_bytes, int(reply["message_bytes"])))
             self._message_blocks = message_blocks(self._layout, config)
-            store = links.join_store(control.peer_host, int(reply["port"]), self.config.connect_timeout_s)
-            self._link = links.make_link(store, links.PRODUCER, backend, control.local_host, self.config)
+            if backend == "tcp":
+                self._link = enter(control.peer_host, int(reply["port"]), str(reply["secret"]), self.config)
+            else:
+                store = links.join_store(control.peer_host, int(reply["port"]), self.config.connect_timeout_s)
+                self._link = links.make_link(store, links.PRODUCER, backend, control.local_host, self.config)
         except BaseException:
             control.close()
             raise
@@ -120,32 +125,38 @@ class OutboundPair(Pair):
             self._drop()
             return
         self.start("read", lambda: self.read(self._handle))
-        link = self._link
-        assert link is not None
         if self._layout.device.type == "cuda":
             torch.cuda.set_device(self._layout.device)
-        free = message_buffers(self._layout, self.config, self._backend, SENDING)
-        moving: deque[tuple[links.Transfer, torch.Tensor]] = deque()
+        sender = self._sender()
         while not self.dead:
             self._announce()
             transfer = self._complete()
             if transfer is not None:
-                # Told before the last bytes have left: the consumer takes both in order, and waits for nothing else.
-                crc = transfer.crc if self.config.checksum else None
-                transfer.told_done = True
-                self.tell({"type": "done", "key": transfer.key.to_wire(), "crc": crc})
-                while moving:
-                    free.append(_arrived(moving))
+                # Told before the last bytes have arrived: the consumer takes both in order, and waits for nothing else.
+                self._tell_done(transfer)
+                sender.flush()
                 self._end(transfer, "")
             elif self._announced:
-                if not free:
-                    free.append(_arrived(moving))
-                buffer = free.pop()
-                data = self._gather(self._announced.popleft(), buffer)
-                moving.append((link.send(data), buffer))
-                self.bytes_sent += data.numel() * data.element_size()
+                transfer, piece, event = self._announced.popleft()
+                sender.send(transfer, piece, event)
+                self.bytes_sent += self._layout.nbytes(piece)
             else:
                 self._wait()
+
+    def _sender(self) -> Sender:
+        if isinstance(self._link, SocketLink):
+            return InPlaceSender(self._link, self._layout, self.config)
+        assert self._link is not None
+        return BufferedSender(self._link, self._layout, self.config, self._backend)
+
+    def _tell_done(self, transfer: OutgoingTransfer) -> None:
+        """Tell the consumer that it has what it wants; not of a transfer that has ended meanwhile."""
+        with transfer.lock:
+            if transfer.ended:
+                return
+            transfer.told_done = True
+        crc = transfer.crc if self.config.checksum else None
+        self.tell({"type": "done", "key": transfer.key.to_wire(), "crc": crc})
 
     def _announce(self) -> None:
         """Tell the consumer the next pieces ahead of their bytes, so that it is ready to receive when they come."""
@@ -182,26 +193,6 @@ class OutboundPair(Pair):
                         return
             self._wake.wait(self.config.heartbeat_s)
 
-    def _gather(
-        self, announced: tuple[OutgoingTransfer, Piece, DeviceEvent | None], buffer: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the bytes of a piece; of one whose transfer has ended, what happens to be in the buffer.
-
-        The consumer expects as many bytes as were announced. It never uses those of a transfer that was aborted.
-        """
-        transfer, piece, event = announced
-        if event is not None:
-            event.synchronize()  # not under the lock: the engine takes it for every layer that it launches
-        with transfer.lock:
-            if transfer.ended:
-                return buffer[: piece.layers * piece.blocks * self._layout.block_elements]
-            data = self._layout.gather(piece, transfer.block_ids, buffer)
-            if self._layout.device.type == "cuda":
-                torch.cuda.current_stream(self._layout.device).synchronize()
-            if self.config.checksum:
-                transfer.crc = checksum(data, transfer.crc)
-            return data
-
     def _handle(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if kind == "beat":
@@ -223,10 +214,3 @@ class OutboundPair(Pair):
             self._end(transfer, f"decode worker: {message.get('reason', 'aborted')}")
         else:
             raise KvExchangeError(f"unknown control message {kind!r} from a consumer")
-
-
-def _arrived(moving: deque[tuple[links.Transfer, torch.Tensor]]) -> torch.Tensor:
-    """Wait for the oldest send and return its buffer."""
-    sending, buffer = moving.popleft()
-    sending.wait()
-    return buffer

@@ -11,6 +11,7 @@ from typing import Any
 from engine.kv.config import KvConfig, KvExchangeError, TransferKey
 from engine.kv.control import ControlSocket
 from engine.kv.link import TorchLink
+from engine.kv.socket_link import SocketLink
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Pair:
         self.config = config
         self._on_death = on_death
         self._control: ControlSocket | None = None
-        self._link: TorchLink | None = None
+        self._link: TorchLink | SocketLink | None = None
         self._dead = threading.Event()
         self._death_lock = threading.Lock()
         self.death_reason = ""

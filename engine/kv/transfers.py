@@ -1,7 +1,13 @@
 """The state of one hand-over, at its producer and at its consumer.
 
-Each state has a lock that is held while blocks are read or written. Ending a transfer takes the same lock, so once
-end() has returned no thread touches its blocks any more and they may be freed and reused (the fence).
+Each state has a lock that is held while blocks are copied. Ending a transfer takes the same lock, so once end() has
+returned no thread copies from or to its blocks any more.
+
+Where blocks are sent and received without a copy (the backend tcp), the lock is not held while a piece moves. So a
+consumer's transfer that has ended is settled, and reported, only when nothing is being received into its blocks any
+more: then they may be freed and reused (the fence). A producer says that a transfer is done only when all its bytes
+have left the caches. Of one that ended before, a piece that was leaving may carry what the blocks hold by then; the
+consumer never uses it.
 """
 
 from __future__ import annotations
@@ -78,7 +84,7 @@ class OutgoingTransfer(_Ending):
         self.ready_from: int | None = None
         """First block that the consumer wants; None until it has said so."""
         self.told_done = False
-        """The consumer has been told that everything is on its way."""
+        """All bytes have left the caches, and the consumer is told so."""
         self._computed = [Computed(0, None)] * layers
         self._sent = [0] * layers
 
@@ -167,6 +173,9 @@ class IncomingTransfer(_Ending):
         self._layers = layers
         self.missing = layers * (len(block_ids) - first_block)
         self.ready_sent = False
+        self.landing = False
+        """A piece is being received into the blocks."""
+        self._settled = False
 
     def fits(self, piece: Piece) -> bool:
         """The piece lies inside the blocks that were asked for."""
@@ -174,3 +183,15 @@ class IncomingTransfer(_Ending):
             0 <= piece.layer_start < piece.layer_end <= self._layers
             and self.first_block <= piece.block_start < piece.block_end <= len(self.block_ids)
         )
+
+    def stored(self, piece: Piece) -> None:
+        """A piece is where it belongs; call with the lock held."""
+        self.missing -= piece.layers * piece.blocks
+        self.renew()
+
+    def settle(self) -> bool:
+        """Return True, once, when the transfer has ended and nothing is written to its blocks any more."""
+        with self.lock:
+            settles = self.ended and not self.landing and not self._settled
+            self._settled = self._settled or settles
+            return settles

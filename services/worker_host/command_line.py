@@ -13,7 +13,7 @@ from typing import Any
 import click
 import uvloop
 
-from engine.kv.config import KvConfig
+from engine.kv.config import BACKENDS, KvConfig
 from scheduling.registry import DEFAULT_POLICY
 from services.common.security import SecuritySettings
 from services.common.settings import CONTEXT, LogSettings, logging_options, security_options, store_options
@@ -85,7 +85,12 @@ _OPTIONS = [
     ),
     click.option("--kv-host", default="", help="address for KV from other workers; by default that of --host"),
     click.option("--kv-port", default=0, type=click.IntRange(0, 65535), help="0 for any"),
-    click.option("--kv-backend", default="auto", type=click.Choice(["auto", "gloo", "nccl"])),
+    click.option(
+        "--kv-backend",
+        default="auto",
+        type=click.Choice(BACKENDS),
+        help="auto: nccl on GPUs, else gloo; tcp: caches in host memory, without copies",
+    ),
     click.option("--kv-connect-timeout-s", default=_KV.connect_timeout_s, type=_SECONDS),
     click.option("--kv-io-timeout-s", default=_KV.io_timeout_s, type=_SECONDS, help="a silent peer is gone after this"),
     click.option("--kv-heartbeat-s", default=_KV.heartbeat_s, type=_SECONDS),

@@ -56,13 +56,14 @@ def test_both_schedulers_hold_the_same_requests_and_ours_costs_time(model_folder
     assert "8 running" in render.step_scheduler({"8 running": row})
 
 
-def test_a_transfer_is_compared_with_the_raw_link() -> None:
-    result = kv_transfer.measure([256, 1024], 2, 1, "cpu", KvConfig())
-    assert result["backend"] == "gloo"
+@pytest.mark.parametrize("backend", ["gloo", "tcp"])
+def test_a_transfer_is_compared_with_the_raw_link(backend: str) -> None:
+    result = kv_transfer.measure([256, 1024], 2, 1, "cpu", KvConfig(backend=backend))
+    assert (result["backend"], result["raw_backend"]) == (backend, "gloo")
     small, large = result["rows"]
     assert large["bytes"] == 4 * small["bytes"]
     assert all(row["raw_bytes_per_s"] > 0 and row["exchange_bytes_per_s"] > 0 for row in result["rows"])
     (hidden,) = result["behind_compute"]
     assert hidden["tokens"] == 256
     assert hidden["compute_s"] > 0
-    assert "| 1024 |" in render.kv_transfer(result)
+    assert f"{backend}, MB/s" in render.kv_transfer({"backends": [result]})

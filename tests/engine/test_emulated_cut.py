@@ -98,5 +98,6 @@ def cut_and_heal(hosts: Hosts, fleet: Fleet) -> None:
         decode.kill()
 
 
-def test_cut_and_heal_between_the_pair(hosts: Hosts) -> None:
-    cut_and_heal(hosts, Fleet(Emulated()))
+@pytest.mark.parametrize("backend", ["gloo", "tcp"])
+def test_cut_and_heal_between_the_pair(hosts: Hosts, backend: str) -> None:
+    cut_and_heal(hosts, Fleet(Emulated(backend)))

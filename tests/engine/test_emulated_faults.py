@@ -37,7 +37,10 @@ class Emulated:
 
     rounds = 20
     pace = 1.0
-    kv = KV
+
+    def __init__(self, backend: str) -> None:
+        """Take the way in which they move KV."""
+        self.kv = replace(KV, backend=backend)
 
     def start(self, name: str, exchange: KvConfig, *, small: bool = False, namespace: str = "") -> Peer:
         """Start an engine."""
@@ -55,9 +58,9 @@ class Emulated:
             assert output == [token for update in said for token in update.token_ids]
 
 
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    running = Fleet(Emulated())
+@pytest.fixture(params=["gloo", "tcp"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    running = Fleet(Emulated(request.param))
     yield running
     running.close()
 

@@ -21,7 +21,6 @@ from tests.engine_vllm.harness import Harness, Result
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
 
-KV = KvConfig(checksum=True)
 LEASE_S = 2.0
 OUTPUT = SamplingSpec(temperature=0.0, max_tokens=10, ignore_eos=True)
 _transfers = itertools.count()
@@ -67,10 +66,11 @@ def end_configs(model_folder: Path) -> list[VllmConfig]:
     return [replace(base, omp_threads_bind=str(core)) for core in (cores[0], cores[-1])]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ends(model_folder: Path) -> AsyncIterator[Ends]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["gloo", "tcp"])
+async def ends(request: pytest.FixtureRequest, model_folder: Path) -> AsyncIterator[Ends]:
+    kv = KvConfig(checksum=True, backend=request.param)
     sides = [
-        Harness(with_kv_exchange(config, name, KV))
+        Harness(with_kv_exchange(config, name, kv))
         for name, config in zip(("p", "d"), end_configs(model_folder), strict=True)
     ]
     try:

@@ -80,10 +80,11 @@ class KvExchangeConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Take the workers' report of a step."""
-        self._scheduler.workers_report(set(connector_output.finished_sending or ()))
+        sent, received = connector_output.finished_sending, connector_output.finished_recving
+        self._scheduler.workers_report(set(sent or ()), set(received or ()))
 
     def has_pending_push_work(self) -> bool:
-        """Keep the engine stepping while blocks of finished requests are leaving."""
+        """Keep the engine stepping while blocks of finished requests are being sent or received."""
         return self._scheduler.has_pending_work()
 
     # Beside the caches.

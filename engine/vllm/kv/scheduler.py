@@ -77,6 +77,8 @@ class SchedulerHalf:
         self._block_size = block_size
         self._outgoing: dict[str, _Outgoing] = {}
         self._unfinished_sends: set[str] = set()
+        self._loading: set[str] = set()
+        self._dropped_loads: set[str] = set()
         self._tried: set[str] = set()
         self._found: dict[str, int] = {}
         self._next = StepMetadata()
@@ -87,9 +89,10 @@ class SchedulerHalf:
         self._manager = manager
 
     def has_pending_work(self) -> bool:
-        """The engine must go on stepping: blocks of finished requests wait to leave, or the workers are to be told."""
+        """The engine must go on stepping: blocks of finished requests are in use, or the workers are to be told."""
         meta = self._next
-        return bool(self._unfinished_sends or meta.offers or meta.aborted_sends or meta.declined)
+        in_use = self._unfinished_sends or self._dropped_loads
+        return bool(in_use or meta.offers or meta.aborted_sends or meta.declined)
 
     def new_request(self, request: Any) -> None:
         """Announce the transfer of a request that will be prefilled here, so that the pair forms meanwhile."""
@@ -118,6 +121,7 @@ class SchedulerHalf:
             return
         first_token = request.num_prompt_tokens - external_tokens
         self._found[request.request_id] = first_token
+        self._loading.add(request.request_id)
         blocks = -(-request.num_prompt_tokens // self._block_size)
         self._next.expectations.append(
             Expectation(
@@ -169,6 +173,10 @@ class SchedulerHalf:
         vllm_id = request.request_id
         self._tried.discard(vllm_id)
         self._found.pop(vllm_id, None)
+        if vllm_id in self._loading:
+            self._dropped_loads.add(
+                vllm_id
+            )  # vLLM keeps its blocks until the workers say that none is written any more
         outgoing = self._outgoing.pop(vllm_id, None)
         if outgoing is None:
             return False
@@ -180,6 +188,8 @@ class SchedulerHalf:
         self._unfinished_sends.add(vllm_id)
         return True
 
-    def workers_report(self, sent: set[str]) -> None:
-        """Take note of the sends that ended in the last step, by vLLM id."""
+    def workers_report(self, sent: set[str], received: set[str]) -> None:
+        """Take note of the sends and loads that ended in the last step, by vLLM id."""
         self._unfinished_sends -= sent
+        self._loading -= received
+        self._dropped_loads -= received

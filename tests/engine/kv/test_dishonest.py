@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from engine.kv.config import PROTOCOL_VERSION, TransferKey
 from engine.kv.control import dial
 from engine.kv.endpoint import KvEndpoint
 from engine.kv.layout import checksum
+from engine.kv.socket_link import SocketLink, enter
 from tests.engine.kv.test_exchange import BLOCKS, CONFIG, LAYERS, collect, make_endpoint
 
 KEY = TransferKey("t", 0)
@@ -25,14 +27,19 @@ class Producer:
 
     def __init__(self, consumer: KvEndpoint) -> None:
         """Connect and offer the transfer."""
+        backend = consumer.config.backend
         self._layout = consumer.layout
         self.control = dial(consumer.address, 5.0, 5.0)
         hello = {"type": "hello", "protocol": PROTOCOL_VERSION, "worker": "odd", "model": "model", "tp_rank": 0}
-        self.control.send({**hello, "tp_size": 1, "layout": consumer.layout.fingerprint(), "backend": "gloo"})
+        self.control.send({**hello, "tp_size": 1, "layout": consumer.layout.fingerprint(), "backend": backend})
         welcome = self.control.receive(5.0)
         assert welcome is not None
-        store = links.join_store(self.control.peer_host, welcome["port"], 5.0)
-        self._link = links.make_link(store, links.PRODUCER, "gloo", self.control.local_host, CONFIG)
+        self._link: links.TorchLink | SocketLink
+        if backend == "tcp":
+            self._link = enter(self.control.peer_host, welcome["port"], welcome["secret"], CONFIG)
+        else:
+            store = links.join_store(self.control.peer_host, welcome["port"], 5.0)
+            self._link = links.make_link(store, links.PRODUCER, backend, self.control.local_host, CONFIG)
         self.tell("offer")
         self.hear("ready")
 
@@ -47,16 +54,19 @@ class Producer:
         """Say something about the transfer."""
         self.control.send({"type": kind, "key": KEY.to_wire(), **fields})
 
-    def send(self) -> int:
-        """Send the bytes of one block of every layer; returns their checksum."""
-        data = torch.ones(LAYERS * self._layout.block_elements, dtype=self._layout.dtype)
-        self._link.send(data).wait()
+    def send(self, blocks: int = LAYERS) -> int:
+        """Send the bytes of so many layers' blocks; returns their checksum."""
+        data = torch.ones(blocks * self._layout.block_elements, dtype=self._layout.dtype)
+        if isinstance(self._link, SocketLink):
+            self._link.send([memoryview(data.numpy()).cast("B")])
+        else:
+            self._link.send(data).wait()
         return checksum(data)
 
 
-@pytest.fixture
-def consumer() -> Iterator[KvEndpoint]:
-    endpoint = make_endpoint(2)
+@pytest.fixture(params=["gloo", "tcp"])
+def consumer(request: pytest.FixtureRequest) -> Iterator[KvEndpoint]:
+    endpoint = make_endpoint(2, replace(CONFIG, backend=request.param))
     endpoint.expect(KEY, [5], 0)
     yield endpoint
     endpoint.close()
@@ -90,8 +100,7 @@ def test_blocks_that_nobody_asked_for_are_not_written(consumer: KvEndpoint, piec
     if piece[1] == LAYERS:
         producer.send()
     else:
-        size = (LAYERS + 1) * consumer.layout.block_elements
-        producer._link.send(torch.ones(size, dtype=consumer.layout.dtype)).wait()
+        producer.send(LAYERS + 1)
     assert "outside of what was asked for" in collect(consumer, {KEY}).receive_failed[KEY]
     for old, new in zip(before, consumer.test_caches, strict=True):  # type: ignore[attr-defined]
         assert torch.equal(old, new)

@@ -1,4 +1,4 @@
-"""Two endpoints over a real Gloo group: contents, prefixes, fences, leases, refusals, storms."""
+"""Two endpoints over a real Gloo group, and over TCP: contents, prefixes, fences, leases, refusals, storms."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ def make_endpoint(seed: int, config: KvConfig = CONFIG, identity: Identity | Non
     return endpoint
 
 
+@pytest.fixture(params=["gloo", "tcp"])
+def config(request: pytest.FixtureRequest) -> KvConfig:
+    return replace(CONFIG, backend=request.param)
+
+
 @pytest.fixture
-def pair() -> Iterator[tuple[KvEndpoint, KvEndpoint]]:
-    producer, consumer = make_endpoint(1), make_endpoint(2)
+def pair(config: KvConfig) -> Iterator[tuple[KvEndpoint, KvEndpoint]]:
+    producer, consumer = make_endpoint(1, config), make_endpoint(2, config)
     yield producer, consumer
     producer.close()
     consumer.close()
@@ -154,8 +159,8 @@ def test_an_aborted_transfer_costs_the_others_on_its_pair_nothing(pair: tuple[Kv
     assert (producer.stats().outgoing, consumer.stats().incoming) == (0, 0)
 
 
-def test_the_smaller_message_size_of_a_pair_holds_for_both() -> None:
-    producer, consumer = make_endpoint(1, replace(CONFIG, message_bytes=1 << 16)), make_endpoint(2)
+def test_the_smaller_message_size_of_a_pair_holds_for_both(config: KvConfig) -> None:
+    producer, consumer = make_endpoint(1, replace(config, message_bytes=1 << 16)), make_endpoint(2, config)
     key = TransferKey("t", 0)
     consumer.expect(key, list(range(20)), 0)
     producer.offer(key, consumer.address)
@@ -243,10 +248,10 @@ def test_a_lease_lasts_while_the_other_end_holds_the_transfer(pair: tuple[KvEndp
     ],
 )
 def test_a_peer_that_does_not_fit_is_refused_by_name(
-    pair: tuple[KvEndpoint, KvEndpoint], identity: Identity, reason: str
+    pair: tuple[KvEndpoint, KvEndpoint], config: KvConfig, identity: Identity, reason: str
 ) -> None:
     _, consumer = pair
-    odd = make_endpoint(3, identity=identity)
+    odd = make_endpoint(3, config, identity)
     key = TransferKey("odd", 0)
     # Nothing waits for a lease: what is expected of it fails at once, before it was refused and afterwards.
     consumer.expect(key, [1], 0, lease_s=3600.0, peer="odd")
@@ -256,7 +261,7 @@ def test_a_peer_that_does_not_fit_is_refused_by_name(
     with pytest.raises(KvExchangeError, match=reason):
         consumer.expect(TransferKey("odd-again", 0), [1], 0, peer="odd")
     odd.close()
-    reborn = make_endpoint(3, identity=Identity("odd", "model"))
+    reborn = make_endpoint(3, config, Identity("odd", "model"))
     reborn.offer(key, consumer.address)
     deadline = time.monotonic() + 10
     while consumer.stats().pairs == 0 and time.monotonic() < deadline:
@@ -269,10 +274,10 @@ def test_a_peer_that_does_not_fit_is_refused_by_name(
     reborn.close()
 
 
-def test_another_layout_is_refused(pair: tuple[KvEndpoint, KvEndpoint]) -> None:
+def test_another_layout_is_refused(pair: tuple[KvEndpoint, KvEndpoint], config: KvConfig) -> None:
     _, consumer = pair
     caches = [torch.zeros((BLOCKS, 2, 16, 8)) for _ in range(LAYERS)]
-    odd = KvEndpoint(caches, BLOCKS, Identity("odd", "model"), CONFIG)
+    odd = KvEndpoint(caches, BLOCKS, Identity("odd", "model"), config)
     key = TransferKey("odd", 0)
     odd.offer(key, consumer.address)
     assert "layouts differ" in collect(odd, {key}).send_failed[key]
@@ -311,9 +316,9 @@ def test_a_failure_to_accept_does_not_end_the_listening(pair: tuple[KvEndpoint, 
     assert collect(consumer, {key}).received == [key]
 
 
-def test_closing_leaves_no_thread() -> None:
+def test_closing_leaves_no_thread(config: KvConfig) -> None:
     before = set(threading.enumerate())
-    producer, consumer = make_endpoint(1), make_endpoint(2)
+    producer, consumer = make_endpoint(1, config), make_endpoint(2, config)
     key = TransferKey("t", 0)
     consumer.expect(key, [1], 0)
     producer.offer(key, consumer.address)

@@ -72,12 +72,27 @@ class Peer:
         self.process.join(WAIT_S)
 
 
-@pytest.fixture
-def peers() -> Iterator[list[Peer]]:
-    started: list[Peer] = []
+class Peers:
+    """Peer processes that move KV the same way."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._started: list[Peer] = []
+
+    def start(self, seed: int, port: int = 0) -> Peer:
+        self._started.append(Peer(seed, port, backend=self._backend))
+        return self._started[-1]
+
+    def close(self) -> None:
+        for peer in self._started:
+            peer.close()
+
+
+@pytest.fixture(params=["gloo", "tcp"])
+def peers(request: pytest.FixtureRequest) -> Iterator[Peers]:
+    started = Peers(request.param)
     yield started
-    for peer in started:
-        peer.close()
+    started.close()
 
 
 def exchange(producer: Peer, consumer: Peer, transfer: str, chooser: random.Random) -> None:
@@ -100,13 +115,11 @@ def leaves_nothing(peer: Peer) -> None:
 
 @pytest.mark.parametrize("victim", ["producer", "consumer"])
 @pytest.mark.timeout(300)
-def test_kill_9_in_the_middle_twenty_times(peers: list[Peer], victim: str) -> None:
+def test_kill_9_in_the_middle_twenty_times(peers: Peers, victim: str) -> None:
     chooser = random.Random(11)
-    survivor = Peer(1)
-    peers.append(survivor)
+    survivor = peers.start(1)
     for turn in range(20):
-        other = Peer(2)
-        peers.append(other)
+        other = peers.start(2)
         producer, consumer = (other, survivor) if victim == "producer" else (survivor, other)
         exchange(producer, consumer, f"before-{turn}", chooser)
         blocks = chooser.sample(range(BLOCKS), 40)
@@ -122,15 +135,13 @@ def test_kill_9_in_the_middle_twenty_times(peers: list[Peer], victim: str) -> No
 
 
 @pytest.mark.timeout(120)
-def test_restart_on_the_same_address_is_found_again(peers: list[Peer]) -> None:
+def test_restart_on_the_same_address_is_found_again(peers: Peers) -> None:
     chooser = random.Random(5)
-    producer, consumer = Peer(1), Peer(2)
-    peers += [producer, consumer]
+    producer, consumer = peers.start(1), peers.start(2)
     exchange(producer, consumer, "first", chooser)
     port = int(consumer.address.rsplit(":", 1)[1])
     consumer.signal(signal.SIGKILL)
-    reborn = Peer(2, port)
-    peers.append(reborn)
+    reborn = peers.start(2, port)
     time.sleep(0.5)
     exchange(producer, reborn, "second", chooser)
     leaves_nothing(producer)
@@ -139,10 +150,9 @@ def test_restart_on_the_same_address_is_found_again(peers: list[Peer]) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("victim", ["producer", "consumer"])
-def test_a_stalled_peer_is_given_up_and_taken_back(peers: list[Peer], victim: str) -> None:
+def test_a_stalled_peer_is_given_up_and_taken_back(peers: Peers, victim: str) -> None:
     chooser = random.Random(3)
-    producer, consumer = Peer(1), Peer(2)
-    peers += [producer, consumer]
+    producer, consumer = peers.start(1), peers.start(2)
     exchange(producer, consumer, "first", chooser)
     stalled, awake = (producer, consumer) if victim == "producer" else (consumer, producer)
     blocks = list(range(30))
@@ -160,10 +170,9 @@ def test_a_stalled_peer_is_given_up_and_taken_back(peers: list[Peer], victim: st
 
 
 @pytest.mark.timeout(120)
-def test_a_slow_pair_does_not_hold_up_a_fast_one(peers: list[Peer]) -> None:
+def test_a_slow_pair_does_not_hold_up_a_fast_one(peers: Peers) -> None:
     chooser = random.Random(9)
-    producer, slow, fast = Peer(1), Peer(2), Peer(3)
-    peers += [producer, slow, fast]
+    producer, slow, fast = peers.start(1), peers.start(2), peers.start(3)
     exchange(producer, slow, "slow-first", chooser)
     slow.order("expect", id="slow", blocks=list(range(40)))
     producer.order("offer", id="slow", to=slow.address)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kv.layout import KvLayout, Piece, checksum
+from engine.kv.layout import KvLayout, Piece, checksum, region_checksum
 
 BLOCKS = 12
 
@@ -43,6 +43,11 @@ def test_what_is_gathered_is_what_is_scattered(kind: str, layers: int, seed: int
     buffer = torch.empty(layers * BLOCKS * ours.block_elements, dtype=ours.dtype)
     gathered = ours.gather(piece, from_ids, buffer)
     assert gathered.numel() * gathered.element_size() == ours.nbytes(piece)
+    if ours.in_host_words:
+        assert b"".join(ours.regions(piece, from_ids)) == gathered.numpy().tobytes()
+        assert region_checksum(ours.regions(piece, from_ids)) == checksum(gathered)
+    else:
+        assert kind == "permuted"
     theirs.scatter(piece, to_ids, gathered.clone())
 
     def block(cache: torch.Tensor, index: int) -> torch.Tensor:
