@@ -10,13 +10,14 @@ import contextlib
 import hmac
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 
 from engine.kv.config import KvConfig, KvExchangeError
 
-_AT_ONCE = 256
-"""Regions per system call; the kernel takes 1,024 at most."""
+_AT_ONCE = 1024
+"""Regions per system call: the most that the kernel takes."""
 
 
 class SocketLink:
@@ -24,8 +25,11 @@ class SocketLink:
 
     def __init__(self, sock: socket.socket, io_timeout_s: float) -> None:
         """Take over a connected socket; what does not move for io_timeout_s fails."""
-        sock.settimeout(io_timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel's timeouts, not Python's: with those every call would return with the part that is there at once.
+        sock.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, _timeval(io_timeout_s))
         self._socket = sock
 
     def send(self, regions: Sequence[memoryview]) -> None:
@@ -34,7 +38,7 @@ class SocketLink:
 
     def receive(self, regions: Sequence[memoryview]) -> None:
         """Fill all regions; KvExchangeError when that much does not come."""
-        _move(regions, lambda some: self._socket.recvmsg_into(some)[0])
+        _move(regions, lambda some: self._socket.recvmsg_into(some, 0, socket.MSG_WAITALL)[0])
 
     def close(self) -> None:
         """End the connection; a thread that sends or receives fails at once."""
@@ -86,12 +90,19 @@ def enter(host: str, port: int, secret: str, config: KvConfig) -> SocketLink:
     return link
 
 
+def _timeval(seconds: float) -> bytes:
+    """C's struct timeval."""
+    return struct.pack("@ll", int(seconds), int(seconds % 1.0 * 1e6))
+
+
 def _move(regions: Sequence[memoryview], some: Callable[[list[memoryview]], int]) -> None:
     """Call some with what is left of the regions, a part of which it moves, until nothing is."""
     left, at = list(regions), 0
     while at < len(left):
         try:
             moved = some(left[at : at + _AT_ONCE])
+        except BlockingIOError as error:
+            raise KvExchangeError("KV data did not move in time") from error
         except OSError as error:
             raise KvExchangeError(f"KV data did not move: {error}") from error
         if moved == 0:
