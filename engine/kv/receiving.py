@@ -119,5 +119,6 @@ class InPlaceReceiver:
         with transfer.lock:
             if transfer.ended:
                 return []
+            regions = self._layout.regions(piece, transfer.block_ids)
             transfer.landing = True
-            return self._layout.regions(piece, transfer.block_ids)
+            return regions

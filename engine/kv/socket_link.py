@@ -91,7 +91,8 @@ def enter(host: str, port: int, secret: str, config: KvConfig) -> SocketLink:
 
 
 def _timeval(seconds: float) -> bytes:
-    """C's struct timeval."""
+    """C's struct timeval; never zero, which would stand for no limit."""
+    seconds = max(seconds, 1e-3)
     return struct.pack("@ll", int(seconds), int(seconds % 1.0 * 1e6))
 
 

@@ -129,7 +129,7 @@ def test_kill_9_in_the_middle_twenty_times(peers: Peers, victim: str) -> None:
         blocks = chooser.sample(range(BLOCKS), 40)
         consumer.order("expect", id=f"cut-{turn}", blocks=blocks)
         producer.order("offer", id=f"cut-{turn}", to=consumer.address)
-        producer.send("compute", id=f"cut-{turn}", blocks=blocks, layer_s=0.02)
+        producer.send("compute", id=f"cut-{turn}", blocks=blocks, layer_s=0.05)
         time.sleep(chooser.uniform(0.0, 0.08))
         other.signal(signal.SIGKILL)
         if victim == "consumer":
