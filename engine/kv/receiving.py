@@ -102,17 +102,16 @@ class InPlaceReceiver:
         if transfer is None or not regions:
             self._link.receive([self._nowhere[: self._layout.nbytes(piece)]])
             return
-        arrived = False
         try:
             self._link.receive(regions)
-            arrived = True
         finally:
             with transfer.lock:
                 transfer.landing = False
-                if arrived and not transfer.ended:
-                    if self._checksum:
-                        transfer.crc = region_checksum(regions, transfer.crc)
-                    transfer.stored(piece)
+        with transfer.lock:
+            if not transfer.ended:
+                if self._checksum:
+                    transfer.crc = region_checksum(regions, transfer.crc)
+                transfer.stored(piece)
 
     def _land(self, piece: Piece, transfer: IncomingTransfer) -> list[memoryview]:
         """Return where a piece of a transfer goes; nowhere when it has ended."""

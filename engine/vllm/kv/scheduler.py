@@ -76,9 +76,9 @@ class SchedulerHalf:
         """block_size: tokens per KV block."""
         self._block_size = block_size
         self._outgoing: dict[str, _Outgoing] = {}
-        self._unfinished_sends: set[str] = set()
         self._loading: set[str] = set()
-        self._dropped_loads: set[str] = set()
+        self._moving: set[str] = set()
+        """Finished requests whose blocks are sent or received: vLLM keeps them until the workers say otherwise."""
         self._tried: set[str] = set()
         self._found: dict[str, int] = {}
         self._next = StepMetadata()
@@ -91,8 +91,7 @@ class SchedulerHalf:
     def has_pending_work(self) -> bool:
         """The engine must go on stepping: blocks of finished requests are in use, or the workers are to be told."""
         meta = self._next
-        in_use = self._unfinished_sends or self._dropped_loads
-        return bool(in_use or meta.offers or meta.aborted_sends or meta.declined)
+        return bool(self._moving or meta.offers or meta.aborted_sends or meta.declined)
 
     def new_request(self, request: Any) -> None:
         """Announce the transfer of a request that will be prefilled here, so that the pair forms meanwhile."""
@@ -174,9 +173,7 @@ class SchedulerHalf:
         self._tried.discard(vllm_id)
         self._found.pop(vllm_id, None)
         if vllm_id in self._loading:
-            self._dropped_loads.add(
-                vllm_id
-            )  # vLLM keeps its blocks until the workers say that none is written any more
+            self._moving.add(vllm_id)
         outgoing = self._outgoing.pop(vllm_id, None)
         if outgoing is None:
             return False
@@ -185,11 +182,10 @@ class SchedulerHalf:
             return False
         if not outgoing.whole:
             self._next.aborted_sends[outgoing.key] = "the request ended before its prompt was computed"
-        self._unfinished_sends.add(vllm_id)
+        self._moving.add(vllm_id)
         return True
 
     def workers_report(self, sent: set[str], received: set[str]) -> None:
         """Take note of the sends and loads that ended in the last step, by vLLM id."""
-        self._unfinished_sends -= sent
+        self._moving -= sent | received
         self._loading -= received
-        self._dropped_loads -= received

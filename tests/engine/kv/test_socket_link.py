@@ -34,9 +34,10 @@ TCP = replace(CONFIG, backend="tcp")
 def test_regions_of_any_sizes_at_either_end_carry_the_same_bytes(sizes: list[int], other: list[int]) -> None:
     total = sum(sizes)
     data = random.Random(total).randbytes(total)
-    source = [memoryview(data)[end - size : end] for size, end in zip(sizes, _ends(sizes), strict=True)]
+    ends = itertools.accumulate(sizes)
+    source = [memoryview(data)[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     target = bytearray(total)
-    bounds = [0, *(end for end in _ends(other) if end < total), total]
+    bounds = [0, *(end for end in itertools.accumulate(other) if end < total), total]
     parts = [memoryview(target)[start:end] for start, end in itertools.pairwise(bounds)]
     near, far = socket.socketpair()
     sender, receiver = SocketLink(_plain(near), 5.0), SocketLink(_plain(far), 5.0)
@@ -47,10 +48,6 @@ def test_regions_of_any_sizes_at_either_end_carry_the_same_bytes(sizes: list[int
     assert target == data
     near.close()
     far.close()
-
-
-def _ends(sizes: list[int]) -> list[int]:
-    return [sum(sizes[: count + 1]) for count in range(len(sizes))]
 
 
 class _Unix(socket.socket):
@@ -65,14 +62,19 @@ def _plain(sock: socket.socket) -> socket.socket:
     return _Unix(fileno=sock.detach())
 
 
-def test_who_closes_or_falls_silent_fails_the_other() -> None:
-    door = Door("127.0.0.1", KvConfig())
+def meet(door: Door) -> tuple[SocketLink, SocketLink]:
+    """Both ends of the link of whoever knows the door's secret."""
     links: list[SocketLink] = []
     entering = threading.Thread(target=lambda: links.append(enter("127.0.0.1", door.port, door.secret, KvConfig())))
     entering.start()
     consumer = door.accept()
     entering.join()
     (producer,) = links
+    return producer, consumer
+
+
+def test_who_closes_or_falls_silent_fails_the_other() -> None:
+    producer, consumer = meet(Door("127.0.0.1", KvConfig()))
     room = memoryview(bytearray(8))
     silent = SocketLink(consumer._socket, 0.2)
     with pytest.raises(KvExchangeError, match="did not move"):
@@ -83,17 +85,12 @@ def test_who_closes_or_falls_silent_fails_the_other() -> None:
 
 
 def test_the_door_lets_in_only_who_knows_the_secret() -> None:
-    config = KvConfig(connect_timeout_s=3.0)
-    door = Door("127.0.0.1", config)
+    door = Door("127.0.0.1", KvConfig(connect_timeout_s=3.0))
     strangers = [socket.create_connection(("127.0.0.1", door.port)) for _ in range(2)]
     strangers[0].sendall(b"x" * len(door.secret))
     strangers[1].close()
-    links: list[SocketLink] = []
-    entering = threading.Thread(target=lambda: links.append(enter("127.0.0.1", door.port, door.secret, config)))
-    entering.start()
-    consumer = door.accept()
-    entering.join()
-    links[0].send([memoryview(b"hello")])
+    producer, consumer = meet(door)
+    producer.send([memoryview(b"hello")])
     room = bytearray(5)
     consumer.receive([memoryview(room)])
     assert bytes(room) == b"hello"
