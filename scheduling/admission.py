@@ -14,7 +14,7 @@ import numpy as np
 from scheduling.batch_settings import BatchSettings
 from scheduling.kernels import rollout
 from scheduling.kernels.labels import label_search
-from scheduling.kernels.problem import set_up
+from scheduling.kernels.problem import ask_for_one, set_up
 from scheduling.kernels.search import all_at_once, greedy
 from scheduling.kernels.spare import leaves_enough
 from scheduling.newcomers import Newcomer, columns_of
@@ -24,6 +24,8 @@ from scheduling.types import EngineLimits
 
 Verdict = tuple[int, int, float, float]
 """(verdict, column that binds, seconds until prefills are done, peak blocks) of a set of newcomers."""
+Answer = tuple[int, int, float, float, int, float]
+"""(verdict, who binds, seconds until prefills are done, peak blocks, residents, blocks that the plan may use)."""
 
 
 @dataclass(slots=True)
@@ -75,13 +77,13 @@ class Problem:
         fewer.of_all = fewer.check(np.ones(len(fewer.items), dtype=np.bool_))
         return fewer
 
-    def leaves_enough(self, worth: FloatArray, prompts: FloatArray, shares: FloatArray, all_done_s: float) -> BoolArray:
+    def leaves_enough(self, table: RequestTable, shares: FloatArray, all_done_s: float) -> BoolArray:
         """Which newcomers leave enough free for requests to come: see kernels.spare."""
         return leaves_enough(
             self.state,
-            len(self.residents),
-            worth,
-            prompts,
+            self.residents,
+            table.ints,
+            table.floats,
             self.order,
             self.now_s,
             self.rank,
@@ -164,21 +166,7 @@ def build(
     if len(newcomers) > 1:
         newcomers = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
     residents, state, order, rank, items, item_rem, item_position, lines, caps, capacity_blocks, of_all = set_up(
-        table.ints,
-        table.floats,
-        table.flags,
-        table.high_water,
-        now_s,
-        free_blocks,
-        model.array,
-        model.margin,
-        settings.array,
-        best_effort_floor,
-        beside_hopeful,
-        float(limits.max_batch_tokens),
-        float(limits.max_batch_requests),
-        float(limits.block_size),
-        limits.max_spec_tokens,
+        *_columns(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
         columns_of(newcomers),
     )
     return Problem(
@@ -200,33 +188,105 @@ def build(
     )
 
 
-def reason(problem: Problem, item: int, verdict: int, bind: int, table: RequestTable) -> str:
-    """Why a newcomer is not promised anything, for people."""
-    new = problem.newcomers[item]
+def ask_alone(
+    now_s: float,
+    table: RequestTable,
+    free_blocks: int,
+    model: TimeModel,
+    limits: EngineLimits,
+    new: Newcomer,
+    settings: BatchSettings,
+    best_effort_floor: float,
+    beside_hopeful: bool,
+    shares: FloatArray,
+    explains: bool,
+) -> Answer:
+    """Whether one newcomer can come, as a Problem would say it, without setting one up.
+
+    shares, explains: see kernels.problem.ask_for_one; the others as in build.
+    """
+    return ask_for_one(
+        *_columns(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
+        shares,
+        explains,
+        float(new.rem),
+        float(new.due_s),
+        float(new.pace_s),
+        float(new.ctx),
+        float(new.out),
+        float(new.value),
+    )
+
+
+def _columns(
+    now_s: float,
+    table: RequestTable,
+    free_blocks: int,
+    model: TimeModel,
+    limits: EngineLimits,
+    settings: BatchSettings,
+    best_effort_floor: float,
+    beside_hopeful: bool,
+) -> tuple[
+    IntArray, FloatArray, BoolArray, int, float, int, FloatArray, float, FloatArray, float, bool, float, float, float,
+    int,
+]:  # fmt: skip
+    """A replica and how plans are made there, as kernels.problem takes it."""
+    return (
+        table.ints,
+        table.floats,
+        table.flags,
+        table.high_water,
+        now_s,
+        free_blocks,
+        model.array,
+        model.margin,
+        settings.array,
+        best_effort_floor,
+        beside_hopeful,
+        float(limits.max_batch_tokens),
+        float(limits.max_batch_requests),
+        float(limits.block_size),
+        limits.max_spec_tokens,
+    )
+
+
+def who_binds(problem: Problem, item: int, bind: int, table: RequestTable) -> str:
+    """Whose deadline a column stands for where a newcomer is declined, for people; empty for nobody's."""
     n = len(problem.residents)
     if bind < 0:
-        who = ""
-    elif bind < n:
-        who = f"request {table.request_id(int(problem.residents[bind]))}"
-    else:
-        other = problem.newcomers[int(np.searchsorted(problem.items, bind))]
-        who = "this request" if other is new else f"request {other.request_id}, due earlier"
-    if verdict == rollout.NO_MEMORY:
-        blocks = -(-(new.ctx + new.rem + new.out) // problem.limits.block_size)
+        return ""
+    if bind < n:
+        return f"request {table.request_id(int(problem.residents[bind]))}"
+    other = problem.newcomers[int(np.searchsorted(problem.items, bind))]
+    return "this request" if other is problem.newcomers[item] else f"request {other.request_id}, due earlier"
+
+
+def reason(new: Newcomer, verdict: int, who: str, now_s: float, limits: EngineLimits, capacity_blocks: float) -> str:
+    """Why a newcomer is not promised anything, for people; who: whose deadline binds."""
+    if verdict == rollout.TOO_LARGE:
         return (
-            f"KV memory: with the {blocks} blocks this request will need, the peak exceeds "
-            f"{int(problem.capacity_blocks)} blocks; wait, or lower max_tokens"
+            f"its {new.rem} prompt tokens and {_blocks(new, limits)} blocks of KV memory are more than others need, "
+            "and would leave too little free for those to come; wait, or shorten the prompt or max_tokens"
+        )
+    if verdict == rollout.NO_MEMORY:
+        return (
+            f"KV memory: with the {_blocks(new, limits)} blocks this request will need, the peak exceeds "
+            f"{int(capacity_blocks)} blocks; wait, or lower max_tokens"
         )
     if verdict == rollout.OVERLOAD:
         return (
             "the engine cannot decode all promised requests at their TPOT with this one among them; use a looser TPOT"
         )
     if verdict == rollout.TOO_MANY:
-        return f"the engine runs at most {problem.limits.max_batch_requests} requests at once; wait for one to finish"
+        return f"the engine runs at most {limits.max_batch_requests} requests at once; wait for one to finish"
     if verdict == rollout.LATE_DECODE:
         return f"{who} would get a token late: no time is left for this prompt; use a looser TPOT or wait"
-    left_s = new.due_s - problem.now_s
     return (
-        f"{who} would get its first token late: {new.rem} prompt tokens are due in {1000 * left_s:.0f} ms behind work "
-        "already promised; use a looser TTFT or wait"
+        f"{who} would get its first token late: {new.rem} prompt tokens are due in {1000 * (new.due_s - now_s):.0f} ms "
+        "behind work already promised; use a looser TTFT or wait"
     )
+
+
+def _blocks(new: Newcomer, limits: EngineLimits) -> int:
+    return -(-(new.ctx + new.rem + new.out) // limits.block_size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scheduling import registry, routing
 from scheduling.foresight import after_step
-from scheduling.headroom import FEWEST
+from scheduling.kernels.spare import FEWEST
 from scheduling.policy import ReplicaView
 from scheduling.promotion import promote
 from scheduling.request_table import RequestTable
@@ -44,6 +44,7 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         plan = policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
+        registry.get(name).admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates[:1])
         if policy.hope is not None:
             policy.hope.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates[:1])
         after_step(table, 4000, plan, 0.1, _LIMITS.block_size)

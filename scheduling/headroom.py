@@ -9,16 +9,12 @@ that later and shorter prompts can go ahead of it. A replica with room keeps nob
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from scheduling.admission import Problem
-from scheduling.newcomers import Newcomer
-from scheduling.request_table import VALUE, BoolArray, RequestTable
-
-FEWEST = 4
-"""Promised residents below which their mean says too little."""
+from scheduling.request_table import BoolArray, FloatArray, RequestTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +28,20 @@ class Headroom:
     most_memory: float = 0.4
     slack: float = 1.0
     most_slack: float = 0.9
+    array: FloatArray = field(init=False, repr=False, compare=False)
+    """The shares in their order, read-only: what kernels read; empty where nothing is kept."""
+
+    def __post_init__(self) -> None:
+        """Write the array."""
+        shares = (self.memory, self.most_memory, self.slack, self.most_slack)
+        array = np.array(shares if any(shares) else (), dtype=np.float64)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept."""
+        return len(self.array) > 0
 
     def affordable(self, problem: Problem, table: RequestTable, all_done_s: float = math.inf) -> BoolArray:
         """Which newcomers leave enough free.
@@ -39,25 +49,8 @@ class Headroom:
         all_done_s: seconds until all prefills would be done if all newcomers came, where all of them can: nobody of
         them needs longer alone.
         """
-        n = len(problem.residents)
-        if n < FEWEST:
-            return np.ones(len(problem.newcomers), dtype=np.bool_)
-        return problem.leaves_enough(
-            table.floats[VALUE, problem.residents],
-            table.prompt_tokens[problem.residents].astype(np.float64),
-            np.array((self.memory, self.most_memory, self.slack, self.most_slack)),
-            all_done_s,
-        )
+        return problem.leaves_enough(table, self.array, all_done_s)
 
 
 NO_HEADROOM = Headroom(0.0, 0.0, 0.0, 0.0)
 """Nothing is kept: the search over the newcomers alone decides."""
-
-
-def too_large(new: Newcomer, block_size: int) -> str:
-    """Why nothing is promised, for people."""
-    blocks = -(-(new.ctx + new.rem + new.out) // block_size)
-    return (
-        f"its {new.rem} prompt tokens and {blocks} blocks of KV memory are more than others need, and would leave too "
-        "little free for those to come; wait, or shorten the prompt or max_tokens"
-    )

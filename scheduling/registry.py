@@ -35,30 +35,36 @@ def names() -> tuple[str, ...]:
 
 
 def get(
-    name: str = DEFAULT_POLICY, *, routing: str | None = None, explain_lines: bool = False, **options: object
+    name: str = DEFAULT_POLICY,
+    *,
+    routing: str | None = None,
+    explains: bool = True,
+    explain_lines: bool = False,
+    **options: object,
 ) -> Policy:
     """Policy by name; ValueError names the ones there are.
 
-    routing: replace the bundle's routing by the one of this name (scheduling.routing). explain_lines: decisions carry
-    budget and demand lines, where the admission policy can draw them. options go to the module's
-    `policy` function; TypeError when it does not know one.
+    routing: replace the bundle's routing by the one of this name (scheduling.routing). explains: False for whoever
+    reads only who is accepted: decisions need not say why. explain_lines: they carry budget and demand lines, where the
+    admission policy can draw them. options go to the module's `policy` function; TypeError when it does not know one.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
     policy: Policy = importlib.import_module(POLICIES[name]).policy(**options)
-    if explain_lines:
+    if explain_lines or not explains:
         policy = replace(
             policy,
-            admission=_explaining(policy.admission),
-            gentle=None if policy.gentle is None else _explaining(policy.gentle),
+            admission=_explaining(policy.admission, explains, explain_lines),
+            gentle=None if policy.gentle is None else _explaining(policy.gentle, explains, explain_lines),
+            hope=None if policy.hope is None else _explaining(policy.hope, explains, explain_lines=False),
         )
     return policy if routing is None else replace(policy, routing=get_routing(routing))
 
 
-def _explaining(admission: AdmissionPolicy) -> AdmissionPolicy:
-    if not _has_field(admission, "explain_lines"):
-        return admission
-    explaining: AdmissionPolicy = cast(Any, replace)(admission, explain_lines=True)
+def _explaining(admission: AdmissionPolicy, explains: bool, explain_lines: bool) -> AdmissionPolicy:
+    said = {"explains": explains, "explain_lines": explain_lines}
+    known = {name: value for name, value in said.items() if _has_field(admission, name)}
+    explaining: AdmissionPolicy = cast(Any, replace)(admission, **known) if known else admission
     return explaining
 
 

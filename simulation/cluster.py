@@ -51,7 +51,9 @@ class Cluster:
         self.workload = workload
         self.profile = profile
         self.config = config
-        policy: Policy = registry.get(config.policy, routing=config.routing, **dict(config.policy_options))
+        policy: Policy = registry.get(
+            config.policy, routing=config.routing, explains=False, **dict(config.policy_options)
+        )
         self.policy = replace(policy, admits_all=True) if config.admit_all else policy
         self.requests = Requests.of(workload, profile, config.relay_s)
         model = profile.time_model.scaled(1.0 + config.time_error).with_margin(config.margin)

@@ -12,11 +12,11 @@ import numpy as np
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import holds_memory
 from scheduling.kernels.peak import by_remaining_output, peak_blocks
-from scheduling.kernels.promised import in_time_alone
+from scheduling.kernels.promised import HOPING, in_time_alone
 from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
 from scheduling.kernels.rows import ABSENT, DUE, OUT, REM, prefill_order
 from scheduling.kernels.shed import largest_prefill
-from scheduling.request_table import ACTIVE, HOPEFUL, KV_BLOCKS, STANDARD, VALUE, BoolArray, FloatArray, IntArray
+from scheduling.request_table import ACTIVE, KV_BLOCKS, VALUE, BoolArray, FloatArray, IntArray
 
 
 @kernel
@@ -31,8 +31,7 @@ def keep_hopeful(
     load: FloatArray,
 ) -> tuple[IntArray, FloatArray, IntArray]:
     """Split the hopeful requests as keep_promised does the promised ones: (slots, their state, slots given up)."""
-    slots = np.flatnonzero(flags[ACTIVE, :used] & flags[HOPEFUL, :used] & ~flags[STANDARD, :used])
-    return in_time_alone(slots, ints, floats, now, bare, max_tokens, load)
+    return in_time_alone(HOPING, ints, floats, flags, used, now, bare, max_tokens, load, 0)
 
 
 @kernel

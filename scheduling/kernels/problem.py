@@ -5,23 +5,74 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.peak import by_remaining_output
-from scheduling.kernels.promised import keep_promised
-from scheduling.kernels.rows import ABSENT, PACE, REM, ROWS, prefill_order
+from scheduling.kernels.peak import by_remaining_output, peak_blocks
+from scheduling.kernels.promised import HOPING, PROMISED, in_time_alone, kind_of
+from scheduling.kernels.rollout import FEASIBLE, TOO_LARGE
+from scheduling.kernels.rows import ABSENT, CTX, DUE, OUT, PACE, REM, ROWS, prefill_order
 from scheduling.kernels.search import check_set
+from scheduling.kernels.spare import FEWEST, latest_done_s, means, spares_memory
 from scheduling.kernels.speculation import count_on
 from scheduling.kernels.step import batch_caps
 from scheduling.request_table import (
     ACCEPT_RATE,
     ACTIVE,
     DRAFT_SHARE,
-    HOPEFUL,
     KV_BLOCKS,
-    STANDARD,
     BoolArray,
     FloatArray,
     IntArray,
 )
+
+NOBODY, ITSELF = -1, -2
+"""In place of the slot of who binds: none does; the newcomer."""
+
+
+@kernel
+def assemble(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    free_blocks: int,
+    model: FloatArray,
+    margin: float,
+    settings: FloatArray,
+    floor: float,
+    beside_hopeful: bool,
+    max_tokens: float,
+    max_spec: int,
+    newcomers: FloatArray,
+) -> tuple[IntArray, FloatArray, IntArray, IntArray, FloatArray, FloatArray, float]:
+    """Residents that can still be in time, and the newcomers (rows of `newcomers`, one column of the state each).
+
+    model: lines of the time model, with the margin in them. floor: share of the time that is left to best-effort work
+    while there is any. beside_hopeful: hopeful residents are kept too, not only promised ones.
+
+    Returns (slots of the residents, state with everybody in it, order of all prefills, all by remaining output, lines
+    and caps of the plan, blocks that it may use).
+    """
+    kinds = PROMISED | HOPING if beside_hopeful else PROMISED
+    count = newcomers.shape[0]
+    slots, state, _missed = in_time_alone(
+        kinds, ints, floats, flags, used, now, model / margin, max_tokens, np.empty(model.shape[0]), count
+    )
+    n = len(slots)
+    for k in range(count):
+        for row in range(ROWS):
+            state[row, n + k] = newcomers[k, row]
+    order, m = prefill_order(state, n + count, 0)
+    capacity = free_blocks
+    best_effort = False
+    for slot in range(used):
+        if flags[ACTIVE, slot]:
+            capacity += ints[KV_BLOCKS, slot]
+            best_effort = best_effort or not kind_of(flags, slot) & kinds
+    lines = model / (1.0 - floor) if best_effort else model.copy()
+    caps = batch_caps(lines, settings)
+    if max_spec > 1:
+        lines = counted_on(slots, state, floats, lines, caps, max_spec)
+    return slots, state, order[:m], by_remaining_output(state, n + count), lines, caps, float(capacity)
 
 
 @kernel
@@ -46,52 +97,98 @@ def set_up(
     IntArray, FloatArray, IntArray, IntArray, IntArray, FloatArray, IntArray, FloatArray, FloatArray, float,
     tuple[int, int, float, float],
 ]:  # fmt: skip
-    """Residents that can still be in time, and the newcomers (rows of `newcomers`, one column of the state each).
-
-    model: lines of the time model, with the margin in them. floor: share of the time that is left to best-effort work
-    while there is any. beside_hopeful: hopeful residents are kept too.
+    """Assemble a problem of which sets of newcomers are looked for.
 
     Returns (slots of the residents, state with the newcomers absent, order of all prefills, all by remaining output,
     columns of the newcomers, their prompt tokens, their positions in the order or -1, lines and caps of the plan,
     blocks that it may use, and what check_set says of everybody together).
     """
-    if beside_hopeful:
-        flags = flags.copy()
-        flags[STANDARD] |= flags[HOPEFUL]
-    load = np.empty(model.shape[0])
-    slots, kept, _missed = keep_promised(ints, floats, flags, used, now, model / margin, max_tokens, load)
-    n, count = len(slots), newcomers.shape[0]
-    state = np.empty((ROWS, n + count))
-    state[:, :n] = kept
-    for k in range(count):
-        for row in range(ROWS):
-            state[row, n + k] = newcomers[k, row]
-    order, m = prefill_order(state, n + count, 0)
-    order = order[:m].copy()
-    position = np.full(n + count, -1)
-    for at in range(m):
-        position[order[at]] = at
-    capacity = free_blocks
-    best_effort = False
-    for slot in range(used):
-        if flags[ACTIVE, slot]:
-            capacity += ints[KV_BLOCKS, slot]
-            best_effort = best_effort or not flags[STANDARD, slot]
-    rank = by_remaining_output(state, n + count)
-    lines = model / (1.0 - floor) if best_effort else model.copy()
-    caps = batch_caps(lines, settings)
-    if max_spec > 1:
-        lines = counted_on(slots, state, floats, lines, caps, max_spec)
+    slots, state, order, rank, lines, caps, capacity = assemble(
+        ints, floats, flags, used, now, free_blocks, model, margin, settings, floor, beside_hopeful, max_tokens,
+        max_spec, newcomers,
+    )  # fmt: skip
+    n, everybody = len(slots), state.shape[1]
+    position = np.full(everybody - n, -1)
+    for at in range(len(order)):
+        if order[at] >= n:
+            position[order[at] - n] = at
+    of_all = check_set(
+        state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity,
+        np.empty((ROWS, everybody)), np.zeros(len(order)), np.empty(model.shape[0]),
+    )  # fmt: skip
     item_rem = state[REM, n:].copy()
-    everybody = check_set(
-        state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, float(capacity),
-        np.empty((ROWS, n + count)), np.zeros(m), load,
-    )  # fmt: skip
     state[REM, n:] = ABSENT
-    return (
-        slots, state, order, rank, np.arange(n, n + count), item_rem, position[n:].copy(), lines, caps, float(capacity),
-        everybody,
+    return slots, state, order, rank, np.arange(n, everybody), item_rem, position, lines, caps, capacity, of_all
+
+
+@kernel
+def ask_for_one(
+    ints: IntArray,
+    floats: FloatArray,
+    flags: BoolArray,
+    used: int,
+    now: float,
+    free_blocks: int,
+    model: FloatArray,
+    margin: float,
+    settings: FloatArray,
+    floor: float,
+    beside_hopeful: bool,
+    max_tokens: float,
+    max_requests: float,
+    block_size: float,
+    max_spec: int,
+    shares: FloatArray,
+    explains: bool,
+    rem: float,
+    due: float,
+    pace: float,
+    ctx: float,
+    out: float,
+    value: float,
+) -> tuple[int, int, float, float, int, float]:
+    """Whether one newcomer can come: the whole question in one call, with nothing to search.
+
+    shares: what must stay free beside it (kernels.spare), empty for nothing. explains: where it cannot come, the
+    numbers are those of the plan without it; else they say nothing then.
+
+    Returns (verdict, slot of who binds or NOBODY or ITSELF, seconds until prefills are done, peak blocks, number of
+    residents, blocks that the plan may use).
+    """
+    newcomer = np.empty((1, ROWS))
+    newcomer[0, REM] = rem
+    newcomer[0, DUE] = due
+    newcomer[0, PACE] = pace
+    newcomer[0, CTX] = ctx
+    newcomer[0, OUT] = out
+    slots, state, order, rank, lines, caps, capacity = assemble(
+        ints, floats, flags, used, now, free_blocks, model, margin, settings, floor, beside_hopeful, max_tokens,
+        max_spec, newcomer,
     )  # fmt: skip
+    n = len(slots)
+    scratch, chunks, load = np.empty((ROWS, n + 1)), np.zeros(len(order)), np.empty(model.shape[0])
+    verdict, bind, done, peak = check_set(
+        state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity, scratch, chunks,
+        load,
+    )  # fmt: skip
+    # One that cannot be promised for itself is not asked what it leaves to others.
+    state[REM, n] = ABSENT
+    if verdict == FEASIBLE and len(shares) > 0 and n >= FEWEST:
+        mean_kv, mean_prompt = means(state, slots, ints, floats)
+        spares = spares_memory(
+            ctx + rem + out, value * mean_kv, peak_blocks(state, rank, block_size), shares, block_size, capacity
+        )
+        if not spares or done > latest_done_s(
+            rem, ctx, due - now, value * mean_prompt, lines, max_tokens, shares, load
+        ):
+            verdict = TOO_LARGE
+    if verdict != FEASIBLE and explains:
+        _verdict, _bind, done, peak = check_set(
+            state, state, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity, scratch,
+            chunks, load,
+        )  # fmt: skip
+    binds = NOBODY if bind < 0 else slots[bind] if bind < n else ITSELF
+    return verdict, binds, done, peak, n, capacity
 
 
 @kernel

@@ -11,11 +11,13 @@ import numpy as np
 from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, commit_batch, form_batch
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
-from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, ROWS, gather
+from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, ROWS, put_resident
 from scheduling.kernels.shed import shed_latest
 from scheduling.kernels.steptime import add_chunk, start_load
-from scheduling.request_table import ACTIVE, STANDARD, BoolArray, FloatArray, IntArray
+from scheduling.request_table import ACTIVE, HOPEFUL, STANDARD, BoolArray, FloatArray, IntArray
 
+BEST_EFFORT, PROMISED, HOPING = 0, 1, 2
+"""What a resident is: kinds of which planning asks for one or, added up, for more than one."""
 EAGER_SPECULATIVE, LAZY_SPECULATIVE, EAGER, LAZY = 0, 1, 2, 3
 COUNTED = 4
 LAZY_LONG, EAGER_BARE, LAZY_BARE = 8, 9, 10
@@ -42,33 +44,50 @@ def alone_s(rem: float, ctx: float, lines: FloatArray, max_tokens: float, load: 
 
 
 @kernel
+def kind_of(flags: BoolArray, slot: int) -> int:
+    """PROMISED, HOPING, or BEST_EFFORT."""
+    return PROMISED if flags[STANDARD, slot] else HOPING if flags[HOPEFUL, slot] else BEST_EFFORT
+
+
+@kernel
 def in_time_alone(
-    slots: IntArray,
+    kinds: int,
     ints: IntArray,
     floats: FloatArray,
+    flags: BoolArray,
+    used: int,
     now: float,
     bare: FloatArray,
     max_tokens: float,
     load: FloatArray,
+    room: int,
 ) -> tuple[IntArray, FloatArray, IntArray]:
-    """Split requests: (slots whose next token is in time if they wait for nobody, their state, the other slots)."""
-    n = len(slots)
-    slots = slots.copy()
-    state = gather(slots, ints, floats, 0)
+    """Split the residents of these kinds by whether their next token is in time if they wait for nobody.
+
+    Returns (slots of those in time, their state with `room` more columns, the other slots).
+    """
+    n = 0
+    for slot in range(used):
+        if flags[ACTIVE, slot] and kind_of(flags, slot) & kinds:
+            n += 1
+    slots = np.empty(n, np.int64)
+    state = np.empty((ROWS, n + room))
     missed = np.empty(n, np.int64)
     lost = 0
     kept = 0
-    for i in range(n):
-        if now + alone_s(state[REM, i], state[CTX, i], bare, max_tokens, load) > state[DUE, i] + EPS:
-            missed[lost] = slots[i]
+    for slot in range(used):
+        if not (flags[ACTIVE, slot] and kind_of(flags, slot) & kinds):
+            continue
+        put_resident(slot, ints, floats, state, kept)
+        if now + alone_s(state[REM, kept], state[CTX, kept], bare, max_tokens, load) > state[DUE, kept] + EPS:
+            missed[lost] = slot
             lost += 1
         else:
-            if kept < i:
-                slots[kept] = slots[i]
-                for row in range(ROWS):
-                    state[row, kept] = state[row, i]
+            slots[kept] = slot
             kept += 1
-    return slots[:kept], state[:, :kept].copy(), missed[:lost]
+    if lost == 0:
+        return slots, state, missed[:0]
+    return slots[:kept], state[:, : kept + room].copy(), missed[:lost]
 
 
 @kernel
@@ -83,8 +102,7 @@ def keep_promised(
     load: FloatArray,
 ) -> tuple[IntArray, FloatArray, IntArray]:
     """Split the promised requests: (slots still in time, their state, slots that have missed or now must miss)."""
-    slots = np.flatnonzero(flags[ACTIVE, :used] & flags[STANDARD, :used])
-    return in_time_alone(slots, ints, floats, now, bare, max_tokens, load)
+    return in_time_alone(PROMISED, ints, floats, flags, used, now, bare, max_tokens, load, 0)
 
 
 @kernel

@@ -26,9 +26,9 @@ from scheduling.kernels.steptime import duration
 from scheduling.request_table import FloatArray, IntArray
 
 MAX_BATCHES = 4096
-FEASIBLE, LATE_DECODE, LATE_PREFILL, OVERLOAD, NO_MEMORY, TOO_MANY = 0, 1, 2, 3, 4, 5
+FEASIBLE, LATE_DECODE, LATE_PREFILL, OVERLOAD, NO_MEMORY, TOO_MANY, TOO_LARGE = 0, 1, 2, 3, 4, 5, 6
 """Verdicts. OVERLOAD: the decodes cannot be sustained side by side; NO_MEMORY: their KV will not fit when they have
-grown; TOO_MANY: more requests than the engine runs at once."""
+grown; TOO_MANY: more requests than the engine runs at once; TOO_LARGE: feasible, but leaves others too little."""
 
 
 @kernel

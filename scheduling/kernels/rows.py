@@ -40,22 +40,17 @@ EPS = 1e-9
 
 
 @kernel
-def gather(slots: IntArray, ints: IntArray, floats: FloatArray, room: int) -> FloatArray:
-    """Planning state of these slots, with room for that many more requests."""
-    n = len(slots)
-    state = np.empty((ROWS, n + room))
-    for i in range(n):
-        slot = slots[i]
-        remaining = ints[PREFILL_REMAINING, slot]
-        state[REM, i] = remaining
-        if remaining > 0 and ints[GENERATED, slot] == 0:
-            state[DUE, i] = floats[PREFILL_DEADLINE, slot]
-        else:
-            state[DUE, i] = floats[NEXT_DEADLINE, slot]
-        state[PACE, i] = min(floats[TPOT, slot], floats[ANSWER_TPOT, slot])
-        state[CTX, i] = ints[CONTEXT, slot]
-        state[OUT, i] = max(ints[REMAINING_OUTPUT, slot], 1)
-    return state
+def put_resident(slot: int, ints: IntArray, floats: FloatArray, state: FloatArray, i: int) -> None:
+    """Fill a column of a planning state with the request in a slot."""
+    remaining = ints[PREFILL_REMAINING, slot]
+    state[REM, i] = remaining
+    if remaining > 0 and ints[GENERATED, slot] == 0:
+        state[DUE, i] = floats[PREFILL_DEADLINE, slot]
+    else:
+        state[DUE, i] = floats[NEXT_DEADLINE, slot]
+    state[PACE, i] = min(floats[TPOT, slot], floats[ANSWER_TPOT, slot])
+    state[CTX, i] = ints[CONTEXT, slot]
+    state[OUT, i] = max(ints[REMAINING_OUTPUT, slot], 1)
 
 
 @kernel

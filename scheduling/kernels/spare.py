@@ -9,18 +9,71 @@ from scheduling.kernels.peak import peak_blocks
 from scheduling.kernels.promised import alone_s
 from scheduling.kernels.rows import ABSENT, CTX, DUE, EPS, OUT, REM, ROWS
 from scheduling.kernels.search import check_set
-from scheduling.request_table import BoolArray, FloatArray, IntArray
+from scheduling.request_table import PROMPT, VALUE, BoolArray, FloatArray, IntArray
 
 MEMORY, MOST_MEMORY, SLACK, MOST_SLACK = 0, 1, 2, 3
 """Places of a headroom's shares: see scheduling.headroom.Headroom."""
+FEWEST = 4
+"""Promised residents below which their mean says too little, and everybody leaves enough."""
+
+
+@kernel
+def means(state: FloatArray, slots: IntArray, ints: IntArray, floats: FloatArray) -> tuple[float, float]:
+    """What the residents, the first columns of the state, need in the mean: (KV tokens, prompt tokens) per value."""
+    n = len(slots)
+    mean_kv = 0.0
+    mean_prompt = 0.0
+    for i in range(n):
+        worth = floats[VALUE, slots[i]]
+        mean_kv += (state[CTX, i] + state[REM, i] + state[OUT, i]) / worth / n
+        mean_prompt += ints[PROMPT, slots[i]] / worth / n
+    return mean_kv, mean_prompt
+
+
+@kernel
+def spares_memory(
+    need: float, usual: float, peak: float, shares: FloatArray, block_size: float, capacity_blocks: float
+) -> bool:
+    """Whether a request that needs so much KV, where one of its value usually needs that, leaves enough memory.
+
+    peak: blocks at the future peak of the others.
+    """
+    free = 1.0 - (peak + need / block_size) / capacity_blocks
+    return bool(free >= min(shares[MEMORY] * (need / usual - 1.0), shares[MOST_MEMORY]))
+
+
+@kernel
+def latest_done_s(
+    rem: float,
+    ctx: float,
+    left: float,
+    usual: float,
+    lines: FloatArray,
+    max_tokens: float,
+    shares: FloatArray,
+    load: FloatArray,
+) -> float:
+    """Seconds within which all prefills must be done for a prompt to leave enough slack; infinite for usual ones.
+
+    left: seconds until its first token is due. usual: prompt tokens of a request of its value.
+    """
+    over = rem / usual - 1.0
+    if over <= 0.0:
+        return np.inf
+    own = alone_s(rem, ctx, lines, max_tokens, load)
+    slack = left - own
+    if slack <= EPS:
+        return np.inf
+    # Share of the slack that must be left when all prefills are done that are promised, and its own.
+    return float(own + (1.0 - min(shares[SLACK] * over, shares[MOST_SLACK])) * slack)
 
 
 @kernel
 def leaves_enough(
     state: FloatArray,
-    residents: int,
-    worth: FloatArray,
-    prompts: FloatArray,
+    slots: IntArray,
+    ints: IntArray,
+    floats: FloatArray,
     order: IntArray,
     now: float,
     rank: IntArray,
@@ -38,36 +91,32 @@ def leaves_enough(
 ) -> BoolArray:
     """Answer for each newcomer by itself.
 
-    worth, prompts: value and prompt tokens of the residents, the first columns of the state. all_done: seconds until
-    all prefills are done if all newcomers come; infinite when they cannot.
+    slots: the residents', the first columns of the state. all_done: seconds until all prefills are done if all
+    newcomers come; infinite when they cannot.
     """
-    n = state.shape[1]
-    mean_kv = 0.0
-    mean_prompt = 0.0
-    for i in range(residents):
-        mean_kv += (state[CTX, i] + state[REM, i] + state[OUT, i]) / worth[i] / residents
-        mean_prompt += prompts[i] / worth[i] / residents
+    enough = np.ones(len(items), np.bool_)
+    if len(slots) < FEWEST or len(shares) == 0:
+        return enough
+    mean_kv, mean_prompt = means(state, slots, ints, floats)
     peak = peak_blocks(state, rank, block_size)
     trial = state.copy()
-    scratch = np.empty((ROWS, n))
+    scratch = np.empty((ROWS, state.shape[1]))
     chunks = np.zeros(len(order))
     load = np.empty(lines.shape[0])
-    enough = np.zeros(len(items), np.bool_)
     for k in range(len(items)):
         i = items[k]
-        need = state[CTX, i] + item_rem[k] + state[OUT, i]
-        free = 1.0 - (peak + need / block_size) / capacity_blocks
-        enough[k] = free >= min(shares[MEMORY] * (need / (item_value[k] * mean_kv) - 1.0), shares[MOST_MEMORY])
-        over = item_rem[k] / (item_value[k] * mean_prompt) - 1.0
-        if not enough[k] or over <= 0.0:
+        rem, ctx = item_rem[k], state[CTX, i]
+        enough[k] = spares_memory(
+            ctx + rem + state[OUT, i], item_value[k] * mean_kv, peak, shares, block_size, capacity_blocks
+        )
+        if not enough[k]:
             continue
-        own = alone_s(item_rem[k], state[CTX, i], lines, max_tokens, load)
-        slack = state[DUE, i] - now - own
-        # Share of the slack that must be left when all prefills are done that are promised, and its own.
-        latest = own + (1.0 - min(shares[SLACK] * over, shares[MOST_SLACK])) * slack
-        if slack <= EPS or all_done <= latest:
+        latest = latest_done_s(
+            rem, ctx, state[DUE, i] - now, item_value[k] * mean_prompt, lines, max_tokens, shares, load
+        )
+        if all_done <= latest:
             continue
-        trial[REM, i] = item_rem[k]
+        trial[REM, i] = rem
         _verdict, _bind, done, _peak = check_set(
             trial, trial, order, 0, now, rank, lines, caps, max_tokens, max_requests, block_size, capacity_blocks,
             scratch, chunks, load,

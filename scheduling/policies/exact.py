@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduling.admission import Problem, build, reason
+from scheduling.admission import Problem, ask_alone, build, reason, who_binds
 from scheduling.batch_settings import DEFAULT_SETTINGS, BatchSettings
 from scheduling.explain import plan_lines
-from scheduling.headroom import NO_HEADROOM, Headroom, too_large
-from scheduling.kernels.rollout import FEASIBLE
+from scheduling.headroom import NO_HEADROOM, Headroom
+from scheduling.kernels.problem import ITSELF
+from scheduling.kernels.rollout import FEASIBLE, TOO_LARGE
 from scheduling.newcomers import Newcomer, newcomers_of
 from scheduling.request_table import BoolArray, IntArray, RequestTable
 from scheduling.tiers import MAX_NEW, build_tiers
@@ -30,7 +31,8 @@ class ExactAdmission:
     best_effort_floor: share of the time left to best-effort work while there is any.
     headroom: what is kept for requests to come.
     beside_hopeful: hopeful residents are kept too, not only promised ones.
-    explain_lines: put the budget and demand lines of the plan into the decision.
+    explains: say why and by which numbers, not only who is accepted.
+    explain_lines: put the budget and demand lines of the plan into the decision too.
     """
 
     max_labels: int = 128
@@ -38,6 +40,7 @@ class ExactAdmission:
     best_effort_floor: float = 0.02
     headroom: Headroom = NO_HEADROOM
     beside_hopeful: bool = False
+    explains: bool = True
     explain_lines: bool = False
 
     def decide(
@@ -53,6 +56,8 @@ class ExactAdmission:
         possible, declined = newcomers_of(candidates, table, limits)
         if not possible:
             return AdmissionDecision((), declined)
+        if len(possible) == 1 and not self.explain_lines:
+            return self._decide_one(now_s, table, free_blocks, model, limits, possible[0], declined)
         problem = build(
             now_s,
             table,
@@ -62,50 +67,84 @@ class ExactAdmission:
             possible,
             self.settings,
             self.best_effort_floor,
-            beside_hopeful=self.beside_hopeful,
+            self.beside_hopeful,
         )
         verdict, bind, *ends = problem.of_all
         # One that cannot be promised for itself is not asked what it leaves to others.
-        if self.headroom != NO_HEADROOM and (verdict == FEASIBLE or len(possible) > 1):
+        if self.headroom.keeps and (verdict == FEASIBLE or len(possible) > 1):
             affords = self.headroom.affordable(problem, table, ends[0] if verdict == FEASIBLE else math.inf)
             if not affords.all():
-                for k in np.flatnonzero(~affords):
-                    large = problem.newcomers[k]
-                    declined[large.request_id] = too_large(large, limits.block_size)
+                if self.explains:
+                    for k in np.flatnonzero(~affords):
+                        large, blocks = problem.newcomers[k], problem.capacity_blocks
+                        declined[large.request_id] = reason(large, TOO_LARGE, "", now_s, limits, blocks)
                 if not affords.any():
                     nobody = np.zeros(len(possible), dtype=np.bool_)
-                    return AdmissionDecision(
-                        (), declined, self._explain(problem, nobody, model.margin, problem.check(nobody)[2:])
-                    )
+                    return AdmissionDecision((), declined, self._explain(problem, nobody, model.margin, {}))
                 problem = problem.only(affords)
                 possible = problem.newcomers
                 verdict, bind, *ends = problem.of_all
-        search: dict[str, object] = {"labels": 0, "labels_ran_out": False}
+        search: dict[str, object] = {}
         chosen = np.ones(len(possible), dtype=np.bool_)
         if verdict != FEASIBLE:
             replica = (now_s, table, free_blocks, model, limits)
             chosen, verdicts, binds = self._choose(problem, (verdict, bind), replica, possible, search)
-            _, _, *ends = problem.check(chosen)
-            for k in np.flatnonzero(~chosen):
-                why = reason(problem, int(k), int(verdicts[k]), int(binds[k]), table)
-                declined[problem.newcomers[k].request_id] = why
+            if self.explains:
+                for k in np.flatnonzero(~chosen):
+                    who = who_binds(problem, int(k), int(binds[k]), table)
+                    new = problem.newcomers[k]
+                    declined[new.request_id] = reason(
+                        new, int(verdicts[k]), who, now_s, limits, problem.capacity_blocks
+                    )
         accepted = tuple(new.request_id for new, yes in zip(problem.newcomers, chosen, strict=True) if yes)
-        return AdmissionDecision(accepted, declined, {**self._explain(problem, chosen, model.margin, ends), **search})
+        return AdmissionDecision(accepted, declined, self._explain(problem, chosen, model.margin, search))
 
-    def _explain(self, problem: Problem, chosen: BoolArray, margin: float, ends: Sequence[float]) -> dict[str, object]:
-        """The numbers of the plan in which these newcomers are taken; ends: what problem.check says last of it."""
-        prefills_s, peak = ends
-        explain: dict[str, object] = {
-            "residents": len(problem.residents),
-            "candidates": len(problem.newcomers),
-            "capacity_blocks": problem.capacity_blocks,
-            "margin": margin,
-            "peak_blocks": float(peak),
-            "prefills_done_s": float(prefills_s),
-        }
+    def _decide_one(
+        self,
+        now_s: float,
+        table: RequestTable,
+        free_blocks: int,
+        model: TimeModel,
+        limits: EngineLimits,
+        new: Newcomer,
+        declined: dict[str, str],
+    ) -> AdmissionDecision:
+        """Decide where only one can come: there is nothing to search, and one compiled call has the answer."""
+        verdict, binds, prefills_s, peak, residents, capacity_blocks = ask_alone(
+            now_s,
+            table,
+            free_blocks,
+            model,
+            limits,
+            new,
+            self.settings,
+            self.best_effort_floor,
+            self.beside_hopeful,
+            self.headroom.array,
+            self.explains,
+        )
+        accepted = (new.request_id,) if verdict == FEASIBLE else ()
+        if not self.explains:
+            return AdmissionDecision(accepted, declined)
+        explain = _numbers(residents, 1, capacity_blocks, model.margin, prefills_s, peak)
+        if not accepted:
+            who = "this request" if binds == ITSELF else f"request {table.request_id(binds)}" if binds >= 0 else ""
+            declined[new.request_id] = reason(new, verdict, who, now_s, limits, capacity_blocks)
+        return AdmissionDecision(accepted, declined, explain)
+
+    def _explain(
+        self, problem: Problem, chosen: BoolArray, margin: float, search: dict[str, object]
+    ) -> dict[str, object]:
+        """The numbers of the plan in which these newcomers are taken, and of the search that found them."""
+        if not self.explains:
+            return {}
+        _, _, prefills_s, peak = problem.of_all if chosen.all() else problem.check(chosen)
+        explain = _numbers(
+            len(problem.residents), len(problem.newcomers), problem.capacity_blocks, margin, prefills_s, peak
+        )
         if self.explain_lines:
             explain["lines"] = plan_lines(problem, chosen)
-        return explain
+        return explain | search
 
     def _choose(
         self,
@@ -157,3 +196,18 @@ class ExactAdmission:
             if problem.feasible(by_id):
                 best = by_id
         return best
+
+
+def _numbers(
+    residents: int, candidates: int, capacity_blocks: float, margin: float, prefills_s: float, peak_blocks: float
+) -> dict[str, object]:
+    return {
+        "residents": residents,
+        "candidates": candidates,
+        "capacity_blocks": capacity_blocks,
+        "margin": margin,
+        "peak_blocks": float(peak_blocks),
+        "prefills_done_s": float(prefills_s),
+        "labels": 0,
+        "labels_ran_out": False,
+    }
