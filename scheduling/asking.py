@@ -21,6 +21,8 @@ def ask(
     the target takes; they are asked for together, since a plan for all of them can promise more than one for each.
     place is called before the next target is asked.
     """
+    if len(hops) == 1:
+        return _ask_for_one(*hops[0], plan, place)
     to_ask = {request: deque(targets) for request, targets in hops}
     asking, declined = list(to_ask), []
     while asking:
@@ -39,3 +41,14 @@ def ask(
                 else:
                     asking.append(request)
     return declined
+
+
+def _ask_for_one(
+    request: R, targets: Iterable[T], plan: Callable[[T, list[R]], Collection[R]], place: Callable[[R, T], None]
+) -> list[R]:
+    """Ask for a request with nobody beside it, as most come."""
+    for target in targets:
+        if plan(target, [request]):
+            place(request, target)
+            return []
+    return [request]

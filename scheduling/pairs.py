@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from scheduling.batch_settings import DEFAULT_SETTINGS
 from scheduling.policy import AdmissionPolicy, ReplicaView, RoutingPolicy
@@ -18,8 +19,7 @@ HELD_SHARE = 0.25
 """Share of the prompt that a worker must hold to be asked before routing has its say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a request could run, as indices of views.
 
     decode produces the tokens; prefill computes the prompt for it, None where decode does so itself.
@@ -51,6 +51,9 @@ class Routes:
         self, views: Sequence[ReplicaView], can_pair: Callable[[int, int], bool] = lambda prefill, decode: True
     ) -> None:
         """can_pair(prefill, decode): whether these two can exchange KV."""
+        if _all_do_both(views):
+            self.ordered, self.last = [Route(k) for k in range(len(views))], []
+            return
         prefills = [k for k, view in enumerate(views) if view.role == "prefill"]
         decodes = sorted((k for k, view in enumerate(views) if view.role == "decode"), key=lambda k: load(views[k]))
         takers = {k: [d for d in decodes if can_pair(k, d)] for k in prefills}
@@ -99,7 +102,7 @@ class Routes:
 
 def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
     """Workers that decode in a fleet of pairs and hold a good part of the prompt, the most first."""
-    if all(view.role == "both" for view in views):
+    if _all_do_both(views):
         return []  # routing sees all there is to see
     held = [
         (-tokens, k)
@@ -108,6 +111,13 @@ def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
         and (tokens := view.cached_tokens.get(candidate.request_id, 0)) >= HELD_SHARE * candidate.prompt_tokens
     ]
     return [k for _, k in sorted(held)]
+
+
+def _all_do_both(views: Sequence[ReplicaView]) -> bool:
+    for view in views:  # noqa: SIM110  (twice as fast as all(), and asked for every request)
+        if view.role != "both":
+            return False
+    return True
 
 
 def load(view: ReplicaView) -> tuple[float, str]:

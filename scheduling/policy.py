@@ -7,9 +7,10 @@ They are pure: same arguments, same answer; time is an argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduling.types import AdmissionDecision, Candidate, EngineLimits
 
@@ -66,8 +67,10 @@ class AdmissionPolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
+NOTHING_CACHED: Mapping[str, int] = MappingProxyType({})
+
+
+class ReplicaView(NamedTuple):
     """What routing and admission know of one replica."""
 
     replica: str
@@ -76,7 +79,7 @@ class ReplicaView:
     model: TimeModel
     limits: EngineLimits
     role: str = "both"
-    cached_tokens: dict[str, int] = field(default_factory=dict)
+    cached_tokens: Mapping[str, int] = NOTHING_CACHED
     """Prompt tokens in this replica's prefix cache, by candidate request id."""
     as_of_s: float = -math.inf
     """The moment that the table stands for, if that is still to come: nobody joins the replica before."""

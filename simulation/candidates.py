@@ -20,26 +20,28 @@ class Candidates:
         self._lengths = lengths
         self._prefix_cache = prefix_cache
         self._estimator = LengthEstimator()
+        workload = requests.workload
+        self._names = [str(row) for row in range(len(workload))]
+        self._prompts: list[int] = workload.prompt_tokens.tolist()
+        self._classes = [workload.classes[index] for index in workload.class_index]
+        self._max_output: list[int] = requests.max_output.tolist()
 
     def finished(self, row: int, slo_class: str) -> None:
         """Learn the length of a finished output."""
         if self._lengths is Lengths.QUANTILE:
-            workload = self._requests.workload
-            self._estimator.observe(
-                slo_class, int(workload.output_tokens[row]), prompt_tokens=int(workload.prompt_tokens[row])
-            )
+            output = int(self._requests.workload.output_tokens[row])
+            self._estimator.observe(slo_class, output, prompt_tokens=self._prompts[row])
 
     def expected_output(self, row: int, generated: int) -> int:
         """Output tokens still to come, as far as the planner may know."""
-        workload = self._requests.workload
         if self._lengths is Lengths.ORACLE:
-            return max(1, int(workload.output_tokens[row]) - generated)
-        bound = int(self._requests.max_output[row])
+            return max(1, int(self._requests.workload.output_tokens[row]) - generated)
+        bound = self._max_output[row]
         if self._lengths is Lengths.MAX_TOKENS:
             return max(1, bound - generated)
-        slo_class = workload.classes[workload.class_index[row]]
+        slo_class = self._classes[row]
         return self._estimator.remaining(
-            slo_class.name, slo_class.length_quantile, generated, bound, prompt_tokens=int(workload.prompt_tokens[row])
+            slo_class.name, slo_class.length_quantile, generated, bound, prompt_tokens=self._prompts[row]
         )
 
     def cached(self, row: int, target: Replica) -> int:
@@ -61,7 +63,7 @@ class Candidates:
         cached = 0
         if target is not None:
             if requests.replica[row] == target.index:
-                slot = target.table.slot(str(row))
+                slot = target.table.slot(self._names[row])
                 cached = int(target.table.context[slot])
             else:
                 cached = self.cached(row, target)
@@ -69,15 +71,15 @@ class Candidates:
             slo = replace(slo, ttft_s=requests.next_due_s(row) - arrival_s)
             if generated >= workload.thinking_tokens[row]:
                 slo = replace(slo, thinking_tpot_s=None)
-        prompt = int(workload.prompt_tokens[row]) + generated
-        slo_class = workload.classes[workload.class_index[row]]
+        prompt = self._prompts[row] + generated
+        slo_class = self._classes[row]
         return Candidate(
-            request_id=str(row),
+            request_id=self._names[row],
             arrival_s=arrival_s,
             prompt_tokens=prompt,
             slo=slo,
             expected_output_tokens=self.expected_output(row, generated),
-            max_output_tokens=max(1, int(requests.max_output[row]) - generated),
+            max_output_tokens=max(1, self._max_output[row] - generated),
             value=slo_class.value,
             cached_tokens=min(cached, prompt - 1),
             slo_class=slo_class.name,

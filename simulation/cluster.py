@@ -134,7 +134,7 @@ class Cluster:
         """Decide new requests and set every idle replica to work."""
         self.controller.decide(now_s)
         for replica in self.replicas:
-            if replica.alive and not replica.busy and len(replica.table):
+            if replica.step is None and replica.alive and len(replica.table):
                 self._begin_step(replica, now_s)
 
     def any_idle(self) -> bool:

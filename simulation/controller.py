@@ -9,10 +9,8 @@ its kind wait, and is asked about again while it has missed nothing.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 from scheduling.asking import ask
 from scheduling.pairs import Route, Routes, decide_pair
@@ -28,6 +26,9 @@ from simulation.waiting import Waiting
 
 PER_DECISION = 10
 BEST_EFFORT_WAITING = 4
+
+Asking = dict[int, Candidate]
+"""Requests that are to be promised something, by row."""
 
 
 class Controller:
@@ -78,13 +79,16 @@ class Controller:
         if not alive:
             return
         while self._pending:
-            batch = heapq.nsmallest(PER_DECISION, self._pending, key=self._due_s)
+            batch = self._first_due(self._pending)
             for row in batch:
                 self._pending.remove(row)
             if self._policy.admits_all:
                 self._admit_all(batch, alive, now_s)
             else:
-                self._declined(self._promise(batch, alive, now_s), alive, now_s)
+                asking = {row: self.candidates.of(row) for row in batch}
+                declined = self._promise(asking, alive, now_s)
+                if declined:
+                    self._declined(declined, alive, now_s)
         if not self._policy.admits_all:
             self._retry(alive, now_s)
             self._dispatch(alive, now_s)
@@ -155,54 +159,56 @@ class Controller:
             order = self._policy.routing.order(now_s, self.candidates.of(row), views)
             self.place(row, alive[order[0]], True)
 
-    def _promise(self, rows: list[int], alive: list[Replica], now_s: float) -> list[int]:
+    def _promise(self, asking: Asking, alive: list[Replica], now_s: float) -> Asking:
         """Place those that a replica or a pair can promise; return the others."""
         if self._policy.gentle is None or len(alive) == 1:
-            return self._ask(rows, alive, now_s, self._policy.admission)
-        rows = self._ask(rows, alive, now_s, self._policy.gentle)
+            return self._ask(asking, alive, now_s, self._policy.admission)
+        asking = self._ask(asking, alive, now_s, self._policy.gentle)
         # Where nobody hopes, gentle promises are all there are, and a second question has the same answer.
-        return self._ask(rows, alive, now_s, self._policy.admission, only=Target.hosts_hope)
+        return self._ask(asking, alive, now_s, self._policy.admission, only=Target.hosts_hope)
 
     def _ask(
         self,
-        rows: list[int],
+        asking: Asking,
         alive: list[Replica],
         now_s: float,
         admission: AdmissionPolicy,
         hopeful: bool = False,
-        only: Callable[[Target], bool] = lambda target: True,
-    ) -> list[int]:
+        only: Callable[[Target], bool] | None = None,
+    ) -> Asking:
         """Place those that a replica or a pair takes, with a promise or hopeful; return the others.
 
         only: who is asked.
         """
-        if not rows:
-            return []
+        if not asking:
+            return asking
         views = [self._transfers.view(r, now_s) for r in alive]
         routes = Routes(views)
-        candidates = {row: self.candidates.of(row) for row in rows}
 
         def plan(route: Route, group: list[int]) -> set[int]:
             target = Target.of(route, alive)
-            if not only(target):
+            if only is not None and not only(target):
                 return set()
-            asked = [candidates[row] for row in group]
             if target.prefill is None and self._prefix_cache:
                 asked = [self.candidates.of(row, target.decode) for row in group]
+            else:
+                asked = [asking[row] for row in group]
             return self._plan(asked, target, now_s, admission)
 
         routing = self._policy.routing
         hops = [
-            (row, routes.ask_order(now_s, candidates[row], self._views(row, alive, views), routing)) for row in rows
+            (row, routes.ask_order(now_s, candidate, self._views(row, alive, views), routing))
+            for row, candidate in asking.items()
         ]
-        return ask(hops, plan, lambda row, route: self._send(row, Target.of(route, alive), not hopeful, hopeful))
+        left = ask(hops, plan, lambda row, route: self._send(row, Target.of(route, alive), not hopeful, hopeful))
+        return {row: asking[row] for row in left}
 
     def _views(self, row: int, alive: list[Replica], views: list[ReplicaView]) -> list[ReplicaView]:
         """Views with what the prefix caches hold of a request."""
         if not self._prefix_cache:
             return views
         return [
-            replace(v, cached_tokens={str(row): self.candidates.cached(row, r)})
+            v._replace(cached_tokens={str(row): self.candidates.cached(row, r)})
             for v, r in zip(views, alive, strict=True)
         ]
 
@@ -221,25 +227,25 @@ class Controller:
 
     # ---- best-effort requests
 
-    def _declined(self, rows: list[int], alive: list[Replica], now_s: float) -> None:
+    def _declined(self, asking: Asking, alive: list[Replica], now_s: float) -> None:
         """Send requests without a promise where they can still be in time, or let them wait."""
-        for row in rows:
+        for row in asking:
             self._waiting.declined(row, now_s)
-        rows = [row for row in rows if not self._requests.late[row] and self._due_s(row) > now_s]
-        hope = self._policy.hope
-        if hope is None or not rows:
+        hope, late = self._policy.hope, self._requests.late
+        if hope is None:
             return
+        asking = {row: new for row, new in asking.items() if not late[row] and self._due_s(row) > now_s}
         if len(alive) > 1:
-            rows = self._ask(rows, alive, now_s, hope, hopeful=True)
-        for row in rows:
+            asking = self._ask(asking, alive, now_s, hope, hopeful=True)
+        for row, candidate in asking.items():
             views = self._views(row, alive, [self._transfers.view(r, now_s) for r in alive])
-            route = Routes(views).hopeful(self.candidates.of(row), views)
+            route = Routes(views).hopeful(candidate, views)
             if route is not None:
                 self._send(row, Target.of(route, alive), False, hopeful=True)
 
     def _dispatch(self, alive: list[Replica], now_s: float) -> None:
         """Send waiting best-effort requests where few of their kind wait."""
-        if not self._waiting or all(self._room_on(replica) <= 0 for replica in alive):
+        if not self._waiting or not any(replica.has_room_below(BEST_EFFORT_WAITING) for replica in alive):
             return
         routes = Routes([self._transfers.view(r, now_s) for r in alive])
         targets = [Target.of(route, alive) for route in routes.ordered]
@@ -263,17 +269,22 @@ class Controller:
         requests, due = self._requests, self._waiting.due(now_s)
         if not due:
             return
-        waiting = heapq.nsmallest(PER_DECISION, (r for r in due if requests.replica[r] == NOWHERE), key=self._due_s)
-        self._promise(waiting, alive, now_s)
+        waiting = self._first_due(row for row in due if requests.replica[row] == NOWHERE)
+        self._promise({row: self.candidates.of(row) for row in waiting}, alive, now_s)
+        on: dict[int, list[int]] = {}
+        for row in due:
+            on.setdefault(int(requests.replica[row]), []).append(row)
         for target in alive:
-            here = heapq.nsmallest(
-                PER_DECISION, (r for r in due if requests.replica[r] == target.index), key=self._due_s
-            )
+            here = self._first_due(on.get(target.index, ()))
             asked = [self.candidates.of(row, target) for row in here]
             for row in self._plan(asked, Target(target), now_s, self._policy.admission) if here else ():
                 target.promise(target.table.slot(str(row)))
                 requests.promised[row] = True
         self._waiting.asked(due, now_s)
+
+    def _first_due(self, rows: Iterable[int]) -> list[int]:
+        """Those whose next tokens are due first, as many as one plan is asked for."""
+        return sorted(rows, key=self._due_s)[:PER_DECISION]
 
     def _due_s(self, row: int) -> float:
         return self._requests.next_due_s(row)

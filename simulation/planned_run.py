@@ -76,7 +76,7 @@ def run_planned(
     planner: Planner,
     engine: Engine,
     tokens: Tokens,
-) -> tuple[float, float, float, int, int, int, int, int]:
+) -> tuple[float, float, float, int, int, int, int, int, int]:
     """Steps from now on, at most most_steps; the tokens of all but the last are delivered.
 
     factor: by how much steps take longer than their true model says (noise, where they are run one by one).
@@ -84,7 +84,8 @@ def run_planned(
     fewer best-effort requests than this have yet to start (0: whatever they do). used: the table's high water.
 
     Returns start, end and predicted duration of the last step, the count of steps, and as `execute` the last step's
-    tokens' slots, finished slots, and free blocks; last, the fewest blocks that were free after any step.
+    tokens' slots, finished slots, and free blocks; the fewest blocks that were free after any step; last, the requests
+    that `unstarted` counts.
     """
     ints, floats, flags = engine.ints, engine.floats, engine.flags
     steps = 0
@@ -116,7 +117,7 @@ def run_planned(
             break
         deliver(end, engine.emitted, engine.side[ROW][engine.emitted[0, :emissions]], tokens)
         now = end
-    return now, end, predicted, steps, emissions, done, free, fewest
+    return now, end, predicted, steps, emissions, done, free, fewest, unstarted(ints, flags, used)
 
 
 @kernel
@@ -134,5 +135,8 @@ def _overran(ints: IntArray, flags: BoolArray, used: int) -> bool:
 @kernel
 def unstarted(ints: IntArray, flags: BoolArray, used: int) -> int:
     """Best-effort requests without hope of which nothing has been computed."""
-    waits = flags[ACTIVE, :used] & ~flags[STANDARD, :used] & ~flags[HOPEFUL, :used]
-    return int((waits & (ints[CONTEXT, :used] == 0)).sum())
+    count = 0
+    for slot in range(used):
+        if flags[ACTIVE, slot] and not (flags[STANDARD, slot] or flags[HOPEFUL, slot]) and ints[CONTEXT, slot] == 0:
+            count += 1
+    return count

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from scheduling.policy import BatchPolicy, ReplicaView
+from scheduling.policy import NOTHING_CACHED, BatchPolicy, ReplicaView
 from scheduling.request_table import IntArray, RequestTable
 from scheduling.time_model import TimeModel
 from simulation import engine_step, planned_run
@@ -21,8 +21,7 @@ from simulation.workload import Workload
 UNBOUNDED = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A step under way: its tokens appear when it ends; finished and handed-over rows have left the table."""
 
     replica: int
@@ -33,8 +32,7 @@ class Step:
     finished_rows: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Undisturbed:
+class Undisturbed(NamedTuple):
     """How far a replica may go before anybody else has a word.
 
     until_s: the first step that ends after it is the last. room_below: stop once fewer best-effort requests than this
@@ -88,6 +86,7 @@ class Replica:
         self._planner: planned_run.Planner | None = None
         self._planner_of: tuple[BatchPolicy, TimeModel] | None = None
         self._hoping: set[int] = set()
+        self._engine: engine_step.Engine | None = None
 
     @property
     def busy(self) -> bool:
@@ -103,7 +102,7 @@ class Replica:
             self.planner_model,
             self.limits,
             self.role,
-            cached_tokens or {},
+            cached_tokens or NOTHING_CACHED,
             as_of_s,
         )
 
@@ -112,6 +111,10 @@ class Replica:
         if self._unstarted is None:
             self._unstarted = planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
         return self._unstarted
+
+    def has_room_below(self, unstarted: int) -> bool:
+        """Whether another request fits, and fewer than this many without hope have yet to start."""
+        return self.unstarted() < unstarted and len(self.table) < self.limits.max_batch_requests
 
     def promise(self, slot: int) -> None:
         """Make a promise to a request that is here."""
@@ -125,6 +128,7 @@ class Replica:
     def track(self, slot: int, row: int, output_left: int, thinking_left: int) -> None:
         """Attach what only the simulator knows to a slot of the table."""
         if slot >= self._side.shape[1]:
+            self._engine = None
             grown = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
             grown[:, : self._side.shape[1]] = self._side
             self._side = grown
@@ -165,11 +169,12 @@ class Replica:
         """
         together = now_s < leave.until_s and self._noise.none
         self._unstarted = None
+        engine = self._engine or self._engine_for(requests)
         planner = self._planner_for(batching) if leave.in_one_call else None
         if planner is not None:
             # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
             alone = together and self.role == "both"
-            began, end, predicted_s, steps, emissions, done, free, fewest = planned_run.run_planned(
+            began, end, predicted_s, steps, emissions, done, free, fewest, self._unstarted = planned_run.run_planned(
                 now_s,
                 leave.until_s if alone else now_s,
                 self._noise.draw(),
@@ -178,7 +183,7 @@ class Replica:
                 self.free_blocks,
                 self.table.high_water,
                 planner,
-                self._engine(requests),
+                engine,
                 requests.tokens,
             )
         else:
@@ -190,7 +195,7 @@ class Replica:
                     now_s,
                     leave.until_s,
                     self.free_blocks,
-                    self._engine(requests),
+                    engine,
                     requests.tokens,
                     plan.decode_slots,
                     plan.spec_tokens,
@@ -201,7 +206,7 @@ class Replica:
                     now_s,
                     self._noise.draw(),
                     self.free_blocks,
-                    self._engine(requests),
+                    engine,
                     plan.decode_slots,
                     plan.spec_tokens,
                     plan.prefill_slots,
@@ -210,9 +215,9 @@ class Replica:
                     plan.relegate_slots,
                 )
             fewest = free
-        self.free_blocks = free
-        if self.free_blocks < 0:
+        if free < 0:
             raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
+        self.free_blocks = free
         if end <= now_s:
             return None
         self.steps += steps
@@ -224,14 +229,8 @@ class Replica:
         emitted = self._emitted[:, :emissions].copy()
         finished = self._finished[:done].copy()
         rows = self._side[engine_step.ROW]
-        self.step = Step(
-            self.index,
-            self.steps,
-            end,
-            rows[emitted[0]],
-            emitted,
-            tuple(rows[finished].tolist()),
-        )
+        ended = tuple(rows[finished].tolist()) if done else ()
+        self.step = Step(self.index, self.steps, end, rows[emitted[0]], emitted, ended)
         return self.step, finished
 
     def _planner_for(self, batching: BatchPolicy) -> planned_run.Planner | None:
@@ -253,9 +252,10 @@ class Replica:
         to_go = every - 1 - self.steps % every
         return (to_go, False) if to_go else (every, True)
 
-    def _engine(self, requests: Requests) -> engine_step.Engine:
+    def _engine_for(self, requests: Requests) -> engine_step.Engine:
+        """What steps run on; kept until the arrays of the table are others."""
         table = self.table
-        return engine_step.Engine(
+        self._engine = engine_step.Engine(
             self._lines,
             self.limits.block_size,
             self.acceptance,
@@ -269,6 +269,7 @@ class Replica:
             requests.late,
             self.counters,
         )
+        return self._engine
 
     @property
     def may_give_back(self) -> bool:
@@ -277,6 +278,8 @@ class Replica:
 
     def given_up(self) -> list[int]:
         """Slots of hopeful requests that were given up before anything of them was computed; asked after every step."""
+        if not self._hoping:
+            return []
         table, lost = self.table, []
         for slot in sorted(self._hoping):
             if table.standard[slot] or table.context[slot] > 0:
@@ -309,6 +312,7 @@ class Replica:
         self.step = None
         self._next_round_after_s = self._unstarted = None
         self.table = RequestTable(len(self.table.active))
+        self._engine = None
         self._hoping.clear()
         self.free_blocks = self.limits.total_blocks
         self.cache.clear()

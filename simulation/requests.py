@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,12 @@ class Requests:
     preemptions: IntArray
     cached: IntArray
     relay_s: float = 0.0
+    tokens: Tokens = field(init=False)
+    """Where engines write the times of tokens."""
+
+    def __post_init__(self) -> None:
+        """Name the arrays that engines write to."""
+        self.tokens = Tokens(self.times, self.offsets, self.produced)
 
     @staticmethod
     def of(workload: Workload, profile: Profile, relay_s: float = 0.0) -> Requests:
@@ -91,11 +97,6 @@ class Requests:
         """The request's SLO, as its client is owed it."""
         slo = self.slo(row)
         return replace(slo, ttft_s=slo.ttft_s + self.relay_s)
-
-    @property
-    def tokens(self) -> Tokens:
-        """Where engines write the times of tokens."""
-        return Tokens(self.times, self.offsets, self.produced)
 
     def token_times(self, row: int) -> FloatArray:
         """When each output token so far came."""

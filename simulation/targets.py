@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scheduling.pairs import Route
 from simulation.replica import Replica
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """decode produces the tokens; prefill computes the prompt's KV for it, None where decode does so itself."""
 
     decode: Replica

@@ -9,7 +9,7 @@ once, and the decode replica gives out every token, the last prompt token comput
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,7 +113,7 @@ class Transfers:
             if due_s <= now_s:
                 coming.standard = coming.hopeful = False
             self._enter(table, row, coming)
-        return replace(seen, table=table)
+        return seen._replace(table=table)
 
     def _enter(self, table: RequestTable, row: int, coming: Coming) -> int:
         """Put a request whose prompt was computed elsewhere into a decode replica's table."""
@@ -176,7 +176,7 @@ class Transfers:
             table.remove(table.request_id(int(slot)))
         if not silent:
             return step
-        return replace(step, rows=np.delete(step.rows, silent), emitted=np.delete(step.emitted, silent, axis=1))
+        return step._replace(rows=np.delete(step.rows, silent), emitted=np.delete(step.emitted, silent, axis=1))
 
     @property
     def pairs(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 
 from protos.slos.v1 import worker_pb2
 from scheduling.foresight import after_step
@@ -62,7 +61,7 @@ class ReplicaMirror:
         seen = self.view(requests)
         absent = [self.table.slot(name) for name in self._joined_s.keys() | self._arriving if name in self.table]
         if len(self.table) == len(absent):
-            return replace(seen, as_of_s=now_s)
+            return seen._replace(as_of_s=now_s)
         self.table.active[absent] = False
         try:
             plan = batching.plan(self._step_began_s, self.table, self.free_blocks, self.model, self.limits)
@@ -70,7 +69,7 @@ class ReplicaMirror:
             self.table.active[absent] = True
         end_s = max(now_s, self._step_began_s + plan.predicted_s)
         table, free_blocks = after_step(self.table, self.free_blocks, plan, end_s, self.limits.block_size)
-        return replace(seen, table=table, free_blocks=free_blocks, as_of_s=end_s)
+        return seen._replace(table=table, free_blocks=free_blocks, as_of_s=end_s)
 
     def cached_tokens(self, request: LiveRequest) -> int:
         """Tokens of a request that this replica would not have to compute; at least one is always computed."""

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from scheduling import registry
@@ -95,7 +93,7 @@ def test_kv_waits_for_the_longest_step_that_may_be_under_way() -> None:
     table = RequestTable()
     slot = table.add("r", prompt_tokens=100, prefill_deadline_s=0.0, tpot_s=0.05)
     table.prefilled(slot, 100)
-    decode = replace(view("d", "decode"), table=table)
+    decode = view("d", "decode")._replace(table=table)
     assert taking_in_s(decode) == pytest.approx(DEFAULT_SETTINGS.paces * 0.05 + next_step_s(decode))
     assert taking_in_s(view("d", "decode")) == pytest.approx((3 + 1) * 0.0201)
 
@@ -107,11 +105,11 @@ def test_a_factor_that_makes_no_sense_is_refused() -> None:
 
 def test_a_pair_promises_from_the_end_of_the_steps_under_way(admission: AdmissionPolicy) -> None:
     prefill, decode = view("p", "prefill"), view("d", "decode")
-    busy = replace(prefill, as_of_s=1.0)
+    busy = prefill._replace(as_of_s=1.0)
     assert decide_pair(0.0, prefill, decode, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ("a",)
     assert decide_pair(0.0, busy, decode, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ()
     assert decide_pair(0.0, busy, decode, TRANSFER, admission, [candidate("a", 2.0)]).accepted == ("a",)
-    late = replace(decode, as_of_s=1.5)
+    late = decode._replace(as_of_s=1.5)
     assert decide_pair(0.0, prefill, late, TRANSFER, admission, [candidate("a", 1.0)]).accepted == ()
 
 
@@ -133,9 +131,9 @@ def test_whoever_holds_the_prompt_and_decodes_is_asked_first() -> None:
     routes = Routes(cold)
     sequential = get_routing("sequential")
     assert routes.ask_order(0.0, asking, cold, sequential)[0] == Route(1, 0)
-    warm = [cold[0], cold[1], replace(cold[2], cached_tokens={"a": 320})]
+    warm = [cold[0], cold[1], cold[2]._replace(cached_tokens={"a": 320})]
     order = routes.ask_order(0.0, asking, warm, sequential)
     assert order[:2] == [Route(2), Route(1, 0)]
     assert len(order) == len(set(order))
-    little = [replace(cold[0], cached_tokens={"a": 400}), cold[1], replace(cold[2], cached_tokens={"a": 32})]
+    little = [cold[0]._replace(cached_tokens={"a": 400}), cold[1], cold[2]._replace(cached_tokens={"a": 32})]
     assert routes.ask_order(0.0, asking, little, sequential)[0] == Route(1, 0)
