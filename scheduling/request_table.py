@@ -210,7 +210,7 @@ class RequestTable:
     def hosts_hope(self) -> bool:
         """Whether a hopeful request without a promise is resident."""
         used = self._used
-        return bool((self.active[:used] & self.hopeful[:used] & ~self.standard[:used]).any())
+        return bool((self.hopeful[:used] > self.standard[:used]).any())  # a free slot is neither
 
     def copy(self) -> RequestTable:
         """Return an independent copy."""

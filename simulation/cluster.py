@@ -178,7 +178,7 @@ class Cluster:
         if self._margins is not None:
             self._margins.stepped(replica, now_s)
         for slot in finished:
-            self._leave(replica, int(slot))
+            self._leave(replica, slot)
         if replica.role == "prefill":
             replica.step = step = self.transfers.collect(replica, step)
         if self.config.lengths is Lengths.QUANTILE and replica.steps % REESTIMATE_EVERY_STEPS == 0:

@@ -51,6 +51,7 @@ def execute_decodes(
             wanted += max(0, blocks - ints[KV_BLOCKS, slot])
         if changed or wanted > free:
             break
-        deliver(end, engine.emitted, engine.side[ROW][engine.emitted[0, :emissions]], tokens)
+        rows = engine.side[ROW][engine.emitted[0, :emissions]]
+        deliver(end, engine.emitted, rows, tokens.times, tokens.offsets, tokens.produced)
         now = end
     return now, end, steps, emissions, done, free

@@ -213,13 +213,15 @@ def _advance(ints: IntArray, floats: FloatArray, side: IntArray, slot: int) -> N
 
 
 @kernel
-def deliver(at: float, emitted: IntArray, rows: IntArray, tokens: Tokens) -> None:
-    """Write the time of every token of a step that ended: of these workload rows, emitted[1] each."""
+def deliver(
+    at: float, emitted: IntArray, rows: IntArray, times: FloatArray, offsets: IntArray, produced: IntArray
+) -> None:
+    """Write the time of every token of a step that ended: of these workload rows, emitted[1] each; see Tokens."""
     for i in range(len(rows)):
         row = rows[i]
         for _ in range(emitted[1, i]):
-            tokens.times[tokens.offsets[row] + tokens.produced[row]] = at
-            tokens.produced[row] += 1
+            times[offsets[row] + produced[row]] = at
+            produced[row] += 1
 
 
 @kernel

@@ -7,7 +7,7 @@ number is the same as with single steps.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scheduling.batching import DeadlineBatching
 from scheduling.kernels.jit import kernel
@@ -43,6 +43,16 @@ class Planner(NamedTuple):
     max_spec: int
 
 
+Packed = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]
+"""The fields of a Planner, an Engine and Tokens. Of a named tuple the class is looked up at every call from Python,
+which takes longer than to hand all its fields over."""
+
+
+def pack(planner: Planner, engine: Engine, tokens: Tokens) -> Packed:
+    """What run_planned plans by, runs on and writes to."""
+    return tuple(planner), tuple(engine), tuple(tokens)
+
+
 def planner(batching: BatchPolicy, model: TimeModel, limits: EngineLimits) -> Planner | None:
     """The planner of run_planned that plans as this policy does; None where there is none."""
     if isinstance(batching, DeadlineBatching):
@@ -73,20 +83,19 @@ def run_planned(
     room_below: int,
     free: int,
     used: int,
-    planner: Planner,
-    engine: Engine,
-    tokens: Tokens,
-) -> tuple[float, float, float, int, int, int, int, int, int]:
+    packed: Packed,
+) -> tuple[float, float, float, int, IntArray, int, int, int, int]:
     """Steps from now on, at most most_steps; the tokens of all but the last are delivered.
 
     factor: by how much steps take longer than their true model says (noise, where they are run one by one).
     unestimated: end with the first step if it leaves a request that was expected to have finished. room_below: end once
     fewer best-effort requests than this have yet to start (0: whatever they do). used: the table's high water.
 
-    Returns start, end and predicted duration of the last step, the count of steps, and as `execute` the last step's
-    tokens' slots, finished slots, and free blocks; the fewest blocks that were free after any step; last, the requests
+    Returns start, end and predicted duration of the last step, the count of steps, the workload rows of the last one's
+    tokens, its finished slots, and free blocks; the fewest blocks that were free after any step; last, the requests
     that `unstarted` counts.
     """
+    planner, engine, tokens = Planner(*packed[0]), Engine(*packed[1]), Tokens(*packed[2])
     ints, floats, flags = engine.ints, engine.floats, engine.flags
     steps = 0
     fewest = free
@@ -106,6 +115,7 @@ def run_planned(
             now, factor, free, engine, decodes, verified, prefills, chunks, preempted, relegated
         )
         fewest = min(fewest, free)
+        rows = engine.side[ROW][engine.emitted[0, :emissions]]
         if end <= now:
             break
         steps += 1
@@ -115,9 +125,9 @@ def run_planned(
             break
         if room_below > 0 and unstarted(ints, flags, used) < room_below:
             break
-        deliver(end, engine.emitted, engine.side[ROW][engine.emitted[0, :emissions]], tokens)
+        deliver(end, engine.emitted, rows, tokens.times, tokens.offsets, tokens.produced)
         now = end
-    return now, end, predicted, steps, emissions, done, free, fewest, unstarted(ints, flags, used)
+    return now, end, predicted, steps, rows, done, free, fewest, unstarted(ints, flags, used)
 
 
 @kernel

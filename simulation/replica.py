@@ -22,7 +22,10 @@ UNBOUNDED = 1 << 62
 
 
 class Step(NamedTuple):
-    """A step under way: its tokens appear when it ends; finished and handed-over rows have left the table."""
+    """A step under way: its tokens appear when it ends; finished and handed-over rows have left the table.
+
+    rows: of its tokens, emitted[1] each. emitted is the replica's own array, which its next step writes to.
+    """
 
     replica: int
     number: int
@@ -83,8 +86,8 @@ class Replica:
         self._finished: IntArray = np.zeros(len(self.table.active), np.int64)
         self._next_round_after_s: float | None = None
         self._unstarted: int | None = None
-        self._planner: planned_run.Planner | None = None
-        self._planner_of: tuple[BatchPolicy, TimeModel] | None = None
+        self._packed: planned_run.Packed | None = None
+        self._packed_for: tuple[BatchPolicy, TimeModel] | None = None
         self._hoping: set[int] = set()
         self._engine: engine_step.Engine | None = None
 
@@ -128,7 +131,7 @@ class Replica:
     def track(self, slot: int, row: int, output_left: int, thinking_left: int) -> None:
         """Attach what only the simulator knows to a slot of the table."""
         if slot >= self._side.shape[1]:
-            self._engine = None
+            self._engine = self._packed_for = None
             grown = np.zeros((engine_step.SIDE_ROWS, len(self.table.active)), np.int64)
             grown[:, : self._side.shape[1]] = self._side
             self._side = grown
@@ -162,7 +165,7 @@ class Replica:
 
     def begin_step(
         self, now_s: float, batching: BatchPolicy, requests: Requests, leave: Undisturbed
-    ) -> tuple[Step, IntArray] | None:
+    ) -> tuple[Step, list[int]] | None:
         """Plan and run one step; returns it with the slots whose output is complete, or None when nothing can run.
 
         While nobody else has a word, steps are run in one go, and the step returned is the last of them.
@@ -170,11 +173,11 @@ class Replica:
         together = now_s < leave.until_s and self._noise.none
         self._unstarted = None
         engine = self._engine or self._engine_for(requests)
-        planner = self._planner_for(batching) if leave.in_one_call else None
-        if planner is not None:
+        packed = self._packed_with(engine, batching, requests) if leave.in_one_call else None
+        if packed is not None:
             # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
             alone = together and self.role == "both"
-            began, end, predicted_s, steps, emissions, done, free, fewest, self._unstarted = planned_run.run_planned(
+            began, end, predicted_s, steps, rows, done, free, fewest, self._unstarted = planned_run.run_planned(
                 now_s,
                 leave.until_s if alone else now_s,
                 self._noise.draw(),
@@ -182,9 +185,7 @@ class Replica:
                 leave.room_below,
                 self.free_blocks,
                 self.table.high_water,
-                planner,
-                engine,
-                requests.tokens,
+                packed,
             )
         else:
             plan = batching.plan(now_s, self.table, self.free_blocks, self.planner_model, self.limits)
@@ -214,7 +215,7 @@ class Replica:
                     plan.preempt_slots,
                     plan.relegate_slots,
                 )
-            fewest = free
+            fewest, rows = free, self._side[engine_step.ROW, self._emitted[0, :emissions]]
         if free < 0:
             raise AssertionError(f"replica {self.index} holds more KV blocks than it has")
         self.free_blocks = free
@@ -226,20 +227,21 @@ class Replica:
         self.expected_end_s = began + predicted_s
         if self.cache.total_blocks > fewest:
             self.cache.shrink_to(fewest)
-        emitted = self._emitted[:, :emissions].copy()
-        finished = self._finished[:done].copy()
-        rows = self._side[engine_step.ROW]
-        ended = tuple(rows[finished].tolist()) if done else ()
-        self.step = Step(self.index, self.steps, end, rows[emitted[0]], emitted, ended)
+        finished: list[int] = self._finished[:done].tolist()
+        ended = tuple(self.row_of(slot) for slot in finished) if done else ()
+        self.step = Step(self.index, self.steps, end, rows, self._emitted, ended)
         return self.step, finished
 
-    def _planner_for(self, batching: BatchPolicy) -> planned_run.Planner | None:
-        """What run_planned plans by; kept for as long as policy and time model stay the same."""
-        model, known = self.planner_model, self._planner_of
+    def _packed_with(
+        self, engine: engine_step.Engine, batching: BatchPolicy, requests: Requests
+    ) -> planned_run.Packed | None:
+        """What run_planned takes, if it can plan so; kept while policy, time model and engine stay the same."""
+        model, known = self.planner_model, self._packed_for
         if known is None or known[0] is not batching or known[1] is not model:
-            self._planner = planned_run.planner(batching, model, self.limits)
-            self._planner_of = batching, model
-        return self._planner
+            planner = planned_run.planner(batching, model, self.limits)
+            self._packed = None if planner is None else planned_run.pack(planner, engine, requests.tokens)
+            self._packed_for = batching, model
+        return self._packed
 
     def _until_corrected(self, leave: Undisturbed) -> tuple[int, bool]:
         """Steps that may run in one go, and whether the first of them is one after which estimates are corrected.
@@ -312,7 +314,7 @@ class Replica:
         self.step = None
         self._next_round_after_s = self._unstarted = None
         self.table = RequestTable(len(self.table.active))
-        self._engine = None
+        self._engine = self._packed_for = None
         self._hoping.clear()
         self.free_blocks = self.limits.total_blocks
         self.cache.clear()

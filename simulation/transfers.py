@@ -150,7 +150,7 @@ class Transfers:
         """
         table = replica.table
         silent = []
-        for number, slot in enumerate(step.emitted[0]):
+        for number, slot in enumerate(step.emitted[0, : len(step.rows)]):
             row = replica.row_of(int(slot))
             leg = self._coming.get(row)
             if leg is None and (row in step.finished_rows or self.pairs):

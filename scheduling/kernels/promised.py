@@ -173,6 +173,9 @@ def choose_batch(
         on_counted = attempt >= COUNTED
         slack = 1.0 if attempt < EAGER_BARE else margin
         now_state, use_caps = (counted, ahead_caps) if on_counted else (state, caps)
+        form_lines, later_lines = lines, ahead if on_counted else lines
+        if slack != 1.0:
+            form_lines, later_lines = form_lines / slack, later_lines / slack
         if attempt == LAZY_LONG:
             use_caps = _unbounded(use_caps)
         brief_caps = _at_most(use_caps, brief_s)
@@ -182,15 +185,15 @@ def choose_batch(
             form_caps = brief_caps if brief else use_caps
             outcome, time, end, after, _bind = form_batch(
                 now_state, n, order, 0, m, now, kind in (EAGER_SPECULATIVE, EAGER), spec if drafts else nobody,
-                lines / slack, form_caps, max_tokens, max_requests, served, chunks, load,
+                form_lines, form_caps, max_tokens, max_requests, served, chunks, load,
             )  # fmt: skip
             if outcome != FORMED:
                 continue
             verified = spec if drafts else plain
             trial, head = after_batch(now_state, n, order, after, served, chunks, state[PACE], verified)
             verdict, _done, _bind = feasible_from(
-                trial, n, order, head, m, now + time, (ahead if on_counted else lines) / slack, use_caps, max_tokens,
-                max_requests, scratch_chunks, load,
+                trial, n, order, head, m, now + time, later_lines, use_caps, max_tokens, max_requests, scratch_chunks,
+                load,
             )  # fmt: skip
             if verdict == FEASIBLE:
                 if not drafts:

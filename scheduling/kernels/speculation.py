@@ -214,7 +214,10 @@ def speculate(
     """Return tokens to verify for each, and state, lines and caps of plans that count on what they yield."""
     n = len(slots)
     spec = np.ones(n, np.int64)
-    if max_spec <= 1:
+    some = False
+    for i in range(n):
+        some = some or floats[ACCEPT_RATE, slots[i]] > 0.0
+    if max_spec <= 1 or not some:
         return spec, state, lines, caps
     accept_rate, share, now = np.zeros(n), np.ones(n), np.zeros(n, np.bool_)
     for i in range(n):

@@ -97,8 +97,8 @@ def plan_step(
         if not judged and max_spec > 1:
             _spec, counted, ahead, ahead_caps = speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
             kept, _judged = join_hopeful(
-                everybody, counted, n, ints, floats, flags, used, now, free_blocks, block_size, ahead, ahead_caps,
-                max_tokens, max_requests, load, relegated,
+                everybody, counted.copy(), n, ints, floats, flags, used, now, free_blocks, block_size, ahead,
+                ahead_caps, max_tokens, max_requests, load, relegated,
             )  # fmt: skip
         slots = everybody[kept]
         state = np.empty((ROWS, len(kept)))

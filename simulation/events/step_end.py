@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from simulation.engine_step import deliver
 from simulation.replica import Step
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnd:
+class StepEnd(NamedTuple):
     """step: what its replica computed; ignored when the replica died meanwhile."""
 
     step: Step
@@ -25,7 +23,7 @@ class StepEnd:
         if replica.step is not step:
             return
         replica.step = None
-        deliver(now_s, step.emitted, step.rows, cluster.requests.tokens)
+        deliver(now_s, step.emitted, step.rows, *cluster.requests.tokens)
         for row in step.finished_rows:
             cluster.finish(row, step.replica, now_s)
         if replica.role != "both":
