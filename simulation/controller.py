@@ -52,6 +52,7 @@ class Controller:
         self.candidates = Candidates(requests, lengths, prefix_cache)
         self._pending: deque[int] = deque()
         self._waiting = Waiting(requests)
+        self._seen: tuple[list[ReplicaView], Routes] | None = None
         self.decisions = 0
 
     def offer(self, row: int) -> None:
@@ -78,6 +79,7 @@ class Controller:
         alive = [r for r in self._replicas if r.alive]
         if not alive:
             return
+        self._seen = None
         while self._pending:
             batch = self._first_due(self._pending)
             for row in batch:
@@ -107,6 +109,7 @@ class Controller:
         """Submit a request to a replica."""
         requests, workload = self._requests, self._requests.workload
         self._waiting.leave(row)
+        self._seen = None
         generated = int(requests.produced[row])
         thinking = int(workload.thinking_tokens[row])
         thinks = thinking > generated
@@ -146,6 +149,7 @@ class Controller:
             self.place(row, target.decode, standard, hopeful)
             return
         self._waiting.leave(row)
+        self._seen = None
         cached = self.candidates.cached(row, target.prefill)
         self._transfers.begin(row, target.prefill, target.decode, standard, cached, hopeful)
         self._requests.cached[row] = max(cached, int(self._requests.cached[row]))
@@ -182,8 +186,7 @@ class Controller:
         """
         if not asking:
             return asking
-        views = [self._transfers.view(r, now_s) for r in alive]
-        routes = Routes(views)
+        views, routes = self._look(alive, now_s)
 
         def plan(route: Route, group: list[int]) -> set[int]:
             target = Target.of(route, alive)
@@ -193,7 +196,7 @@ class Controller:
                 asked = [self.candidates.of(row, target.decode) for row in group]
             else:
                 asked = [asking[row] for row in group]
-            return self._plan(asked, target, now_s, admission)
+            return self._plan(asked, target, self._look(alive, now_s)[0][route.decode], now_s, admission)
 
         routing = self._policy.routing
         hops = [
@@ -202,6 +205,13 @@ class Controller:
         ]
         left = ask(hops, plan, lambda row, route: self._send(row, Target.of(route, alive), not hopeful, hopeful))
         return {row: asking[row] for row in left}
+
+    def _look(self, alive: list[Replica], now_s: float) -> tuple[list[ReplicaView], Routes]:
+        """The replicas as the questions of one moment see them, and the routes; anew once a request was placed."""
+        if self._seen is None:
+            views = [self._transfers.view(r, now_s) for r in alive]
+            self._seen = views, Routes(views)
+        return self._seen
 
     def _views(self, row: int, alive: list[Replica], views: list[ReplicaView]) -> list[ReplicaView]:
         """Views with what the prefix caches hold of a request."""
@@ -212,9 +222,15 @@ class Controller:
             for v, r in zip(views, alive, strict=True)
         ]
 
-    def _plan(self, candidates: list[Candidate], target: Target, now_s: float, admission: AdmissionPolicy) -> set[int]:
+    def _plan(
+        self,
+        candidates: list[Candidate],
+        target: Target,
+        decode: ReplicaView,
+        now_s: float,
+        admission: AdmissionPolicy,
+    ) -> set[int]:
         self.decisions += 1
-        decode = self._transfers.view(target.decode, now_s)
         if target.prefill is None:
             decision = admission.decide(
                 decode.as_of_s, decode.table, decode.free_blocks, decode.model, decode.limits, candidates
@@ -238,17 +254,21 @@ class Controller:
         if len(alive) > 1:
             asking = self._ask(asking, alive, now_s, hope, hopeful=True)
         for row, candidate in asking.items():
-            views = self._views(row, alive, [self._transfers.view(r, now_s) for r in alive])
-            route = Routes(views).hopeful(candidate, views)
+            views, routes = self._look(alive, now_s)
+            route = routes.hopeful(candidate, self._views(row, alive, views))
             if route is not None:
                 self._send(row, Target.of(route, alive), False, hopeful=True)
 
     def _dispatch(self, alive: list[Replica], now_s: float) -> None:
         """Send waiting best-effort requests where few of their kind wait."""
-        if not self._waiting or not any(replica.has_room_below(BEST_EFFORT_WAITING) for replica in alive):
+        if not self._waiting:
             return
-        routes = Routes([self._transfers.view(r, now_s) for r in alive])
-        targets = [Target.of(route, alive) for route in routes.ordered]
+        for replica in alive:
+            if self._room_on(replica) > 0:
+                break
+        else:
+            return
+        targets = [Target.of(route, alive) for route in self._look(alive, now_s)[1].ordered]
         rooms = [self._room(target) for target in targets]
         while self._waiting:
             best = max(range(len(targets)), key=lambda k: (rooms[k], -len(targets[k].decode.table), -k))
@@ -274,10 +294,12 @@ class Controller:
         on: dict[int, list[int]] = {}
         for row in due:
             on.setdefault(int(requests.replica[row]), []).append(row)
-        for target in alive:
-            here = self._first_due(on.get(target.index, ()))
-            asked = [self.candidates.of(row, target) for row in here]
-            for row in self._plan(asked, Target(target), now_s, self._policy.admission) if here else ():
+        for k, target in enumerate(alive):
+            if target.index not in on:
+                continue
+            asked = [self.candidates.of(row, target) for row in self._first_due(on[target.index])]
+            view = self._look(alive, now_s)[0][k]
+            for row in self._plan(asked, Target(target), view, now_s, self._policy.admission):
                 target.promise(target.table.slot(str(row)))
                 requests.promised[row] = True
         self._waiting.asked(due, now_s)

@@ -19,11 +19,8 @@ class StepNoise:
         self._factors = factors
         self._rng = np.random.default_rng(seed)
         self._draws: FloatArray = np.empty(0)
-
-    @property
-    def none(self) -> bool:
+        self.none = deviation == 0.0 and factors is None
         """All factors are 1."""
-        return self._deviation == 0.0 and self._factors is None
 
     def draw(self) -> float:
         """Factor of the next step."""

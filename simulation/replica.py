@@ -115,10 +115,6 @@ class Replica:
             self._unstarted = planned_run.unstarted(self.table.ints, self.table.flags, self.table.high_water)
         return self._unstarted
 
-    def has_room_below(self, unstarted: int) -> bool:
-        """Whether another request fits, and fewer than this many without hope have yet to start."""
-        return self.unstarted() < unstarted and len(self.table) < self.limits.max_batch_requests
-
     def promise(self, slot: int) -> None:
         """Make a promise to a request that is here."""
         self.table.standard[slot] = True
