@@ -22,6 +22,7 @@ class Candidates:
         self._estimator = LengthEstimator()
         workload = requests.workload
         self._names = [str(row) for row in range(len(workload))]
+        self._sessions = [str(session) for session in workload.session.tolist()]
         self._prompts: list[int] = workload.prompt_tokens.tolist()
         self._classes = [workload.classes[index] for index in workload.class_index]
         self._max_output: list[int] = requests.max_output.tolist()
@@ -83,5 +84,5 @@ class Candidates:
             value=slo_class.value,
             cached_tokens=min(cached, prompt - 1),
             slo_class=slo_class.name,
-            session_id=str(workload.session[row]),
+            session_id=self._sessions[row],
         )

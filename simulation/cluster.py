@@ -14,6 +14,9 @@ from scheduling.policy import Policy
 from scheduling.request_table import FloatArray
 from simulation.config import ClusterConfig, Lengths
 from simulation.controller import Controller
+from simulation.events.arrival import Arrival
+from simulation.events.replica_down import ReplicaDown
+from simulation.events.step_end import StepEnd
 from simulation.margins import PRECISION_TARGET, Margins
 from simulation.noise import StepNoise
 from simulation.profiles import Profile
@@ -106,9 +109,6 @@ class Cluster:
 
     def run(self) -> None:
         """Play until every request has finished (or enough have missed, where the configuration says so)."""
-        from simulation.events.arrival import Arrival
-        from simulation.events.replica_down import ReplicaDown
-
         for row in np.flatnonzero(~np.isnan(self.workload.arrival_s)):
             self.schedule(float(self.workload.arrival_s[row]), Arrival(int(row)))
         for failure in self.config.failures:
@@ -150,8 +150,6 @@ class Cluster:
 
     def finish(self, row: int, replica: int, now_s: float) -> None:
         """The last token of a request is out, on this replica; its session goes on after the tool's delay."""
-        from simulation.events.arrival import Arrival
-
         self.requests.finished[row] = True
         self._unfinished -= 1
         if self._margins is not None and self.requests.promised[row]:
@@ -164,8 +162,6 @@ class Cluster:
             self.schedule(arrives_s, Arrival(following))
 
     def _begin_step(self, replica: Replica, now_s: float) -> None:
-        from simulation.events.step_end import StepEnd
-
         begun = replica.begin_step(now_s, self.policy.batching, self.requests, self._leave_to(replica, now_s))
         for slot in replica.given_up():
             row = replica.row_of(slot)

@@ -264,7 +264,7 @@ class Controller:
         if not self._waiting:
             return
         for replica in alive:
-            if self._room_on(replica) > 0:
+            if replica.unstarted() < BEST_EFFORT_WAITING and self._room_on(replica) > 0:
                 break
         else:
             return
