@@ -114,10 +114,7 @@ def _holders(candidate: Candidate, views: Sequence[ReplicaView]) -> list[int]:
 
 
 def _all_do_both(views: Sequence[ReplicaView]) -> bool:
-    for view in views:  # noqa: SIM110  (twice as fast as all(), and asked for every request)
-        if view.role != "both":
-            return False
-    return True
+    return all(view.role == "both" for view in views)
 
 
 def load(view: ReplicaView) -> tuple[float, str]:

@@ -139,7 +139,8 @@ Outcome = Admitted | BestEffort | Refused
 class AdmissionDecision:
     """Answer of an admission policy for one replica.
 
-    accepted: ids whose SLOs this replica can keep beside all it has promised. declined: id -> reason.
+    accepted: ids whose SLOs this replica can keep beside all it has promised. declined: id -> reason, where the policy
+    gives reasons (ExactAdmission.explains).
     explain: numbers of the plan (JSON-able), for `slosctl explain`. Its key "lines", where a policy can give it, holds
     equally long lists "time_s" (from now), "budget_tokens" (what the planned batches supply by then, cumulative) and
     "demand_tokens" (what deadlines require by then, cumulative), which `slosctl explain --plot` draws.

@@ -173,11 +173,13 @@ class Replica:
         if packed is not None:
             # Prompts leave a prefill replica step by step, and a decode replica takes them in as soon as it has room.
             alone = together and self.role == "both"
+            most_steps, unestimated = self._until_corrected(leave.estimated_every)
             began, end, predicted_s, steps, rows, done, free, fewest, self._unstarted = planned_run.run_planned(
                 now_s,
                 leave.until_s if alone else now_s,
                 self._noise.draw(),
-                *self._until_corrected(leave),
+                most_steps,
+                unestimated,
                 leave.room_below,
                 self.free_blocks,
                 self.table.high_water,
@@ -239,12 +241,11 @@ class Replica:
             self._packed_for = batching, model
         return self._packed
 
-    def _until_corrected(self, leave: Undisturbed) -> tuple[int, bool]:
+    def _until_corrected(self, every: int) -> tuple[int, bool]:
         """Steps that may run in one go, and whether the first of them is one after which estimates are corrected.
 
         What other replicas teach about lengths must be known when estimates are corrected: such a step comes first.
         """
-        every = leave.estimated_every
         if not every:
             return UNBOUNDED, False
         to_go = every - 1 - self.steps % every

@@ -69,10 +69,10 @@ class ExactAdmission:
             self.best_effort_floor,
             self.beside_hopeful,
         )
-        verdict, bind, *ends = problem.of_all
+        verdict, bind, prefills_s, _ = problem.of_all
         # One that cannot be promised for itself is not asked what it leaves to others.
         if self.headroom.keeps and (verdict == FEASIBLE or len(possible) > 1):
-            affords = self.headroom.affordable(problem, table, ends[0] if verdict == FEASIBLE else math.inf)
+            affords = self.headroom.affordable(problem, table, prefills_s if verdict == FEASIBLE else math.inf)
             if not affords.all():
                 if self.explains:
                     for k in np.flatnonzero(~affords):
@@ -83,7 +83,7 @@ class ExactAdmission:
                     return AdmissionDecision((), declined, self._explain(problem, nobody, model.margin, {}))
                 problem = problem.only(affords)
                 possible = problem.newcomers
-                verdict, bind, *ends = problem.of_all
+                verdict, bind, _, _ = problem.of_all
         search: dict[str, object] = {}
         chosen = np.ones(len(possible), dtype=np.bool_)
         if verdict != FEASIBLE:

@@ -23,7 +23,8 @@ class StepEnd(NamedTuple):
         if replica.step is not step:
             return
         replica.step = None
-        deliver(now_s, step.emitted, step.rows, *cluster.requests.tokens)
+        tokens = cluster.requests.tokens
+        deliver(now_s, step.emitted, step.rows, tokens.times, tokens.offsets, tokens.produced)
         for row in step.finished_rows:
             cluster.finish(row, step.replica, now_s)
         if replica.role != "both":
