@@ -79,9 +79,9 @@ class Routes:
         than what any other worker would have to compute or send. Then comes routing's order, then the last.
         """
         order = routing.order(now_s, candidate, [views[route.first] for route in self.ordered])
-        found = [Route(k) for k in _holders(candidate, views)]
-        found += [route for route in (*(self.ordered[k] for k in order), *self.last) if route not in found]
-        return found
+        routed = [self.ordered[k] for k in order] + self.last
+        holders = [Route(k) for k in _holders(candidate, views)]
+        return holders + [route for route in routed if route not in holders] if holders else routed
 
     def hopeful(self, candidate: Candidate, views: Sequence[ReplicaView]) -> Route | None:
         """Where a request that no plan has room for is likeliest to be in time; None without a replica that does both.

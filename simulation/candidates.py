@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduling.lengths import LengthEstimator
-from scheduling.types import Candidate
+from scheduling.types import Candidate, Slo
 from simulation.config import Lengths
 from simulation.replica import Replica
 from simulation.requests import Requests
@@ -22,6 +20,7 @@ class Candidates:
         self._estimator = LengthEstimator()
         workload = requests.workload
         self._names = [str(row) for row in range(len(workload))]
+        self._slos: list[Slo | None] = [None] * len(workload)
         self._sessions = [str(session) for session in workload.session.tolist()]
         self._prompts: list[int] = workload.prompt_tokens.tolist()
         self._classes = [workload.classes[index] for index in workload.class_index]
@@ -57,9 +56,11 @@ class Candidates:
 
     def of(self, row: int, target: Replica | None = None) -> Candidate:
         """The request; its first token is the next one that is due. target: whose prefix cache counts."""
-        requests, workload = self._requests, self._requests.workload
+        requests = self._requests
         generated = int(requests.produced[row])
-        slo = requests.slo(row)
+        slo = self._slos[row]
+        if slo is None:
+            slo = self._slos[row] = requests.slo(row)
         arrival_s = float(requests.arrival_s[row])
         cached = 0
         if target is not None:
@@ -69,9 +70,8 @@ class Candidates:
             else:
                 cached = self.cached(row, target)
         if generated:
-            slo = replace(slo, ttft_s=requests.next_due_s(row) - arrival_s)
-            if generated >= workload.thinking_tokens[row]:
-                slo = replace(slo, thinking_tpot_s=None)
+            thinks = generated < requests.workload.thinking_tokens[row]
+            slo = Slo(requests.next_due_s(row) - arrival_s, slo.tpot_s, slo.thinking_tpot_s if thinks else None)
         prompt = self._prompts[row] + generated
         slo_class = self._classes[row]
         return Candidate(
