@@ -166,7 +166,7 @@ def build(
     if len(newcomers) > 1:
         newcomers = sorted(newcomers, key=lambda new: (new.rem > 0, new.due_s, new.request_id))
     residents, state, order, rank, items, item_rem, item_position, lines, caps, capacity_blocks, of_all = set_up(
-        *_columns(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
+        *_arguments(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
         columns_of(newcomers),
     )
     return Problem(
@@ -206,7 +206,7 @@ def ask_alone(
     shares, explains: see kernels.problem.ask_for_one; the others as in build.
     """
     return ask_for_one(
-        *_columns(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
+        *_arguments(now_s, table, free_blocks, model, limits, settings, best_effort_floor, beside_hopeful),
         shares,
         explains,
         float(new.rem),
@@ -218,7 +218,7 @@ def ask_alone(
     )
 
 
-def _columns(
+def _arguments(
     now_s: float,
     table: RequestTable,
     free_blocks: int,
