@@ -44,6 +44,7 @@ def warm_up(names: Sequence[str] = OWN) -> None:
         policy = registry.get(name, explain_lines=True)
         policy.admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates)
         plan = policy.batching.plan(0.0, table, 4000, _MODEL, _LIMITS)
+        # Where no lines are to be drawn, one newcomer is decided in a call of its own.
         registry.get(name).admission.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates[:1])
         if policy.hope is not None:
             policy.hope.decide(0.0, table, 4000, _MODEL, _LIMITS, candidates[:1])
