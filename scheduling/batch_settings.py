@@ -22,6 +22,10 @@ class BatchSettings:
     alone: this many times as long: most of a short step is overhead on engines whose steps have much of it.
     watermark: share of memory that must stay free when a best-effort request starts, so that it is not evicted soon.
     age_s: the watermark falls to nothing over this waiting time.
+    ahead_s: where a batch has no time for all prompts that wait, decodes run ahead of their deadlines by this at most;
+    further as memory runs short (kernels.step): who ends early frees memory, but with much of it free time binds.
+    hopeful_memory: a hopeful request starts only where this share of memory stays free at the future peak for each time
+    that it exceeds the others' mean by itself, as with headroom for promises.
     beside: best-effort work may lengthen a batch of promised and hopeful work by this share of it, while time is left.
     """
 
@@ -34,8 +38,10 @@ class BatchSettings:
     filler_steps: float = 1.5
     watermark: float = 0.2
     age_s: float = 60.0
-    beside: float = 0.01
+    beside: float = 0.005
     alone: float = 4.0
+    ahead_s: float = 2.0
+    hopeful_memory: float = 0.04
     array: npt.NDArray[np.float64] = field(init=False, repr=False, compare=False)
     """The settings in their order, read-only: what kernels read."""
 

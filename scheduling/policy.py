@@ -100,6 +100,7 @@ class Policy:
     admits_all: no promise is computed; every request is submitted as standard at once (the baselines).
     repeats_decodes: while every resident decodes, the plan of a step is the last one again, until a request comes,
     finishes, becomes overdue or finds no KV block; the simulator then plans once for many steps.
+    alone: asked in place of `admission` where there is one replica only: who comes next has nowhere else to go.
     gentle: asked before `admission` where there are several replicas: promises that cost no hopeful request its place.
     hope: says whether a replica could keep a request that is promised nothing, beside all it serves by deadlines; None:
     its batches serve by deadlines only what is promised. A declined request that can still be in time is sent at once.
@@ -112,5 +113,10 @@ class Policy:
     routing: RoutingPolicy
     admits_all: bool = False
     repeats_decodes: bool = False
+    alone: AdmissionPolicy | None = None
     gentle: AdmissionPolicy | None = None
     hope: AdmissionPolicy | None = None
+
+    def admission_among(self, replicas: int) -> AdmissionPolicy:
+        """Who is asked for a promise where there are so many replicas."""
+        return self.alone if replicas == 1 and self.alone is not None else self.admission

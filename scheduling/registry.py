@@ -55,6 +55,7 @@ def get(
         policy = replace(
             policy,
             admission=_explaining(policy.admission, explains, explain_lines),
+            alone=None if policy.alone is None else _explaining(policy.alone, explains, explain_lines),
             gentle=None if policy.gentle is None else _explaining(policy.gentle, explains, explain_lines),
             hope=None if policy.hope is None else _explaining(policy.hope, explains, explain_lines=False),
         )

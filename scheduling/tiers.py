@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scheduling.kernels.batches import CAPS
 from scheduling.kernels.budget import token_lines
 from scheduling.kernels.problem import counted_on
 from scheduling.kernels.promised import keep_promised
@@ -119,7 +120,7 @@ def build_tiers(
     lines, requests = model.array, float((kept[REM] == 0).sum())
     state = np.concatenate([kept, columns_of(newcomers).T], axis=1)
     if limits.max_spec_tokens > 1 and table.accept_rate[slots].any():
-        caps = np.full(4, PaperBatching().cap_s(model))
+        caps = np.full(CAPS, PaperBatching().cap_s(model))
         lines = counted_on(slots, state, table.floats, lines, caps, limits.max_spec_tokens)
         # Whole multiples of the tightest: windows of two tiers that hardly differ would leave no time between them.
         tightest_s = state[PACE].min()

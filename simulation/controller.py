@@ -166,7 +166,7 @@ class Controller:
     def _promise(self, asking: Asking, alive: list[Replica], now_s: float) -> Asking:
         """Place those that a replica or a pair can promise; return the others."""
         if self._policy.gentle is None or len(alive) == 1:
-            return self._ask(asking, alive, now_s, self._policy.admission)
+            return self._ask(asking, alive, now_s, self._policy.admission_among(len(alive)))
         asking = self._ask(asking, alive, now_s, self._policy.gentle)
         # Where nobody hopes, gentle promises are all there are, and a second question has the same answer.
         return self._ask(asking, alive, now_s, self._policy.admission, only=Target.hosts_hope)
@@ -299,7 +299,7 @@ class Controller:
                 continue
             asked = [self.candidates.of(row, target) for row in self._first_due(on[target.index])]
             view = self._look(alive, now_s)[0][k]
-            for row in self._plan(asked, Target(target), view, now_s, self._policy.admission):
+            for row in self._plan(asked, Target(target), view, now_s, self._policy.admission_among(len(alive))):
                 target.promise(target.table.slot(str(row)))
                 requests.promised[row] = True
         self._waiting.asked(due, now_s)

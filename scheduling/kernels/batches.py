@@ -29,9 +29,11 @@ from scheduling.request_table import BoolArray, FloatArray, IntArray
 FORMED, DECODE_LATE, PREFILL_LATE = 0, 1, 2
 """Outcomes: formed, or the request that no batch can serve in time."""
 
-CAP_IDLE, CAP_PACES, CAP_LONGEST, CAP_SHORTEST = 0, 1, 2, 3
+CAP_IDLE, CAP_PACES, CAP_LONGEST, CAP_SHORTEST, CAP_AHEAD = 0, 1, 2, 3, 4
+CAPS = 5
 """Cap on the duration of a batch: CAP_IDLE seconds while nothing decodes, otherwise CAP_PACES times the tightest
-resident TPOT, within [CAP_SHORTEST, CAP_LONGEST] seconds."""
+resident TPOT, within [CAP_SHORTEST, CAP_LONGEST] seconds. CAP_AHEAD: seconds by which decodes run ahead of their
+deadlines in eager batches, where these leave no time for all prompts that wait."""
 
 
 @kernel
@@ -62,9 +64,10 @@ def form_batch(
 ) -> tuple[int, float, float, int, int]:
     """Fill served[i] for decodes and chunks[p] for order positions p from `first` on.
 
-    eager: every decode gets its token (those ahead of their deadline too); otherwise only those that would bind the
-    batch after this one. verified: tokens to verify for each request that is served, empty for one each. Returns
-    (outcome, duration, end bound, position after the last chunk, request that binds).
+    eager: every decode gets its token (those ahead of their deadline too, but by no more than CAP_AHEAD where they
+    leave no time for all prompts that wait, and nothing is verified); otherwise only those that would bind the batch
+    after this one. verified: tokens to verify for each request that is served, empty for one each. Returns (outcome,
+    duration, end bound, position after the last chunk, request that binds).
     """
     live = np.empty((LIVE_ROWS, n))
     who = np.empty(n, np.int64)
@@ -113,9 +116,16 @@ def form_live_batch(
     end = min(end, now + cap)
     # The batch after this one could last until `second` if every decode were served now; whoever is due later than
     # that does not bind it and can skip this one.
-    threshold = np.inf if eager else min(second, end + cap) - EPS
-    decodes, kv = take_before(live, count, threshold)
+    threshold = min(second, end + cap) - EPS
+    decodes, kv = take_before(live, count, np.inf if eager else threshold)
     time = start_load(lines, decodes, kv, load)
+    if eager and len(verified) == 0 and head < m and caps[CAP_AHEAD] < np.inf:
+        waiting = 0.0
+        for at in range(head, m):
+            waiting += max(state[REM, order[at]], 0.0)
+        if largest_chunk(lines, load, end - now, 0.0, waiting) < waiting:
+            decodes, kv = take_before(live, count, max(threshold, now + caps[CAP_AHEAD]))
+            time = start_load(lines, decodes, kv, load)
     drafts, deepest = _drafts(live, who, count, verified)
     if drafts > 0.0:
         time = add_speculation(lines, load, drafts, deepest)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.memory import holds_memory
+from scheduling.kernels.memory import held_blocks, holds_memory
 from scheduling.kernels.peak import by_remaining_output, peak_blocks
 from scheduling.kernels.promised import HOPING, in_time_alone
 from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
-from scheduling.kernels.rows import ABSENT, DUE, OUT, REM, prefill_order
+from scheduling.kernels.rows import ABSENT, CTX, DUE, OUT, REM, prefill_order
 from scheduling.kernels.shed import largest_prefill
-from scheduling.request_table import ACTIVE, KV_BLOCKS, VALUE, BoolArray, FloatArray, IntArray
+from scheduling.kernels.spare import FEWEST, kept_share
+from scheduling.request_table import VALUE, BoolArray, FloatArray, IntArray
+
+MOST_KEPT = 0.4
+"""Most of the memory that stays free when a large hopeful request starts."""
 
 
 @kernel
@@ -46,6 +50,7 @@ def join_hopeful(
     now: float,
     free_blocks: int,
     block_size: int,
+    kept_memory: float,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -55,11 +60,14 @@ def join_hopeful(
 ) -> tuple[IntArray, bool]:
     """Columns of the promised requests, which come first, and of the hopeful that can be kept beside them.
 
-    n: promised ones. False where these are not feasible by themselves: then they are all. Whoever cannot be kept is
-    marked in given_up; whoever waits for memory is left out of this step. `joint` is changed.
+    n: promised ones. kept_memory: share of memory that stays free, see BatchSettings.hopeful_memory. False where these
+    are not feasible by themselves: then they are all. Whoever cannot be kept is marked in given_up; whoever waits for
+    memory is left out of this step. `joint` is changed.
     """
     count = len(joint_slots)
-    joining = _start(joint_slots, joint, n, ints, flags, used, free_blocks, block_size, max_requests)
+    joining = _start(
+        joint_slots, joint, n, ints, floats, flags, used, free_blocks, block_size, kept_memory, max_requests
+    )
     order, m = prefill_order(joint, count, 0)
     chunks = np.zeros(m)
     verdict = FEASIBLE
@@ -90,21 +98,21 @@ def _start(
     joint: FloatArray,
     n: int,
     ints: IntArray,
+    floats: FloatArray,
     flags: BoolArray,
     used: int,
     free_blocks: int,
     block_size: int,
+    kept_memory: float,
     max_requests: float,
 ) -> int:
     """Mark as absent whoever has not begun and finds no memory, earliest deadline first; returns how many are in.
 
-    Memory is there when the future peak of all that are in fits: a hopeful request that is evicted is late.
+    Memory is there when the future peak of all that are in fits: a hopeful request that is evicted is late. The more a
+    request needs against the mean of those, the more must stay free: several small ones could come in its place.
     """
     count = len(slots)
-    capacity = float(free_blocks)
-    for slot in range(used):
-        if flags[ACTIVE, slot]:
-            capacity += ints[KV_BLOCKS, slot]
+    capacity = float(free_blocks + held_blocks(ints, flags, used))
     rank = by_remaining_output(joint, count)
     rem = joint[REM].copy()
     joining = 0
@@ -113,15 +121,25 @@ def _start(
             joining += 1
         else:
             joint[REM, i] = ABSENT
+    needs = np.empty(count)
+    inside = 0.0
+    for i in range(count):
+        needs[i] = (joint[CTX, i] + rem[i] + joint[OUT, i]) / floats[VALUE, slots[i]]
+        if joint[REM, i] != ABSENT:
+            inside += needs[i]
     for k in np.argsort(joint[DUE, n:]):
         i = n + k
         if joint[REM, i] != ABSENT or n + joining + 1.0 > max_requests:
             continue
+        kept = 0.0
+        if n + joining >= FEWEST:
+            kept = max(0.0, kept_share(needs[i], inside / (n + joining), kept_memory, MOST_KEPT))
         joint[REM, i] = rem[i]
-        if peak_blocks(joint, rank, float(block_size)) > capacity:
+        if peak_blocks(joint, rank, float(block_size)) > (1.0 - kept) * capacity:
             joint[REM, i] = ABSENT
         else:
             joining += 1
+            inside += needs[i]
     return joining
 
 
@@ -138,10 +156,10 @@ def _least_missed(
 ) -> int:
     """Column of the hopeful request to give up, one that is in: those from column n on.
 
-    When a prefill is late, the largest one per value among those due no later; else the decode with the most to come.
+    The largest prefill per value, when one is late among those due no later; else the decode with the most to come.
     Where there is no such one, any other: every request takes time.
     """
-    victim = largest_prefill(slots, joint, n, floats, order, m, bind) if verdict == LATE_PREFILL else -1
+    victim = largest_prefill(slots, joint, n, floats, order, m, bind if verdict == LATE_PREFILL else -1)
     if victim >= 0:
         return victim
     worst = -1.0

@@ -46,6 +46,16 @@ def room_for_drafts(
 
 
 @kernel
+def held_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
+    """Blocks that resident requests hold."""
+    held = 0
+    for slot in range(used):
+        if flags[ACTIVE, slot]:
+            held += ints[KV_BLOCKS, slot]
+    return held
+
+
+@kernel
 def holds_memory(ints: IntArray, slot: int) -> bool:
     """Whether the request has a place among the engine's running ones."""
     return bool(ints[KV_BLOCKS, slot] > 0 or ints[CONTEXT, slot] > 0)

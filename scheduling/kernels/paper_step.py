@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_PACES, FORMED, form_batch
+from scheduling.kernels.batches import CAP_PACES, CAPS, FORMED, form_batch
 from scheduling.kernels.filler import fill_best_effort
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import make_room, room_for_drafts
@@ -55,7 +55,7 @@ def plan_paper_step(
     order, m = prefill_order(state, n, 0)
     served = np.zeros(n, np.bool_)
     chunks = np.zeros(m)
-    caps = np.full(4, longest)
+    caps = np.full(CAPS, longest)
     caps[CAP_PACES] = 0.0
     spec, _counted, _lines, _caps = speculate(slots, state, ints, floats, flags, lines, caps, max_spec)
     time, end, after = 0.0, now + longest, 0

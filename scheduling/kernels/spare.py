@@ -11,7 +11,7 @@ from scheduling.kernels.rows import ABSENT, CTX, DUE, EPS, OUT, REM, ROWS
 from scheduling.kernels.search import check_set
 from scheduling.request_table import PROMPT, VALUE, BoolArray, FloatArray, IntArray
 
-MEMORY, MOST_MEMORY, SLACK, MOST_SLACK = 0, 1, 2, 3
+MEMORY, MOST_MEMORY, SLACK, MOST_SLACK, SMALL = 0, 1, 2, 3, 4
 """Places of a headroom's shares: see scheduling.headroom.Headroom."""
 FEWEST = 4
 """Promised residents below which their mean says too little, and everybody leaves enough."""
@@ -31,6 +31,12 @@ def means(state: FloatArray, slots: IntArray, ints: IntArray, floats: FloatArray
 
 
 @kernel
+def kept_share(need: float, usual: float, share: float, most: float) -> float:
+    """Share of memory that stays free beside a request with so much KV: `share` for each time that it exceeds usual."""
+    return min(share * (need / usual - 1.0), most)
+
+
+@kernel
 def spares_memory(
     need: float, usual: float, peak: float, shares: FloatArray, block_size: float, capacity_blocks: float
 ) -> bool:
@@ -39,7 +45,7 @@ def spares_memory(
     peak: blocks at the future peak of the others.
     """
     free = 1.0 - (peak + need / block_size) / capacity_blocks
-    return bool(free >= min(shares[MEMORY] * (need / usual - 1.0), shares[MOST_MEMORY]))
+    return bool(free >= kept_share(need, usual, shares[MEMORY], shares[MOST_MEMORY]))
 
 
 @kernel
@@ -53,11 +59,11 @@ def latest_done_s(
     shares: FloatArray,
     load: FloatArray,
 ) -> float:
-    """Seconds within which all prefills must be done for a prompt to leave enough slack; infinite for usual ones.
+    """Seconds within which all prefills must be done for a prompt to leave enough slack; infinite for small ones.
 
     left: seconds until its first token is due. usual: prompt tokens of a request of its value.
     """
-    over = rem / usual - 1.0
+    over = rem / usual - shares[SMALL]
     if over <= 0.0:
         return np.inf
     own = alone_s(rem, ctx, lines, max_tokens, load)

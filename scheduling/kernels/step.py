@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST
+from scheduling.kernels.batches import CAP_AHEAD, CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, CAPS
 from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
@@ -13,10 +13,12 @@ from scheduling.kernels.promised import COUNTED, EAGER, LAZY, LAZY_LONG, after_b
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import PACE, ROWS, prefill_order
 from scheduling.kernels.settings import (
+    AHEAD_S,
     ALONE,
     BESIDE,
     FILLER_S,
     FILLER_STEPS,
+    HOPEFUL_MEMORY,
     LONGEST_S,
     LONGEST_STEPS,
     PACES,
@@ -35,16 +37,21 @@ from scheduling.request_table import (
     IntArray,
 )
 
+LITTLE_MEMORY, MUCH_MEMORY = 0.05, 0.25
+"""Shares of memory: with no more than the first free, decodes run ahead as far as they can, and with the second free
+beyond that no further than BatchSettings.ahead_s. Between, it grows as the square of what is missing."""
+
 
 @kernel
 def batch_caps(lines: FloatArray, settings: FloatArray) -> FloatArray:
     """Caps on batch durations for this engine: see kernels.batches."""
-    caps = np.empty(4)
+    caps = np.empty(CAPS)
     step = duration(lines, 1.0, 1.0, 0.0)
     caps[CAP_LONGEST] = max(settings[LONGEST_S], settings[LONGEST_STEPS] * step)
     caps[CAP_IDLE] = caps[CAP_LONGEST]
     caps[CAP_PACES] = settings[PACES]
     caps[CAP_SHORTEST] = settings[SHORTEST_STEPS] * step
+    caps[CAP_AHEAD] = np.inf
     return caps
 
 
@@ -78,6 +85,9 @@ def plan_step(
     """Return (decode slots, tokens to verify for each, prefill slots, their tokens, preempted, relegated, seconds)."""
     load = np.empty(lines.shape[0])
     caps = batch_caps(lines, settings)
+    free_share = free_blocks / total_blocks
+    if free_share > LITTLE_MEMORY:
+        caps[CAP_AHEAD] = settings[AHEAD_S] * max(1.0, MUCH_MEMORY / (free_share - LITTLE_MEMORY)) ** 2
     bare = lines / margin
     slots, state, missed = keep_promised(ints, floats, flags, used, now, bare, max_tokens, load)
     n = len(slots)
@@ -91,14 +101,14 @@ def plan_step(
         everybody = np.concatenate((slots, hopeful))
         joint = np.concatenate((state, hopes), axis=1)
         kept, judged = join_hopeful(
-            everybody, joint.copy(), n, ints, floats, flags, used, now, free_blocks, block_size, lines, caps,
-            max_tokens, max_requests, load, relegated,
+            everybody, joint.copy(), n, ints, floats, flags, used, now, free_blocks, block_size,
+            settings[HOPEFUL_MEMORY], lines, caps, max_tokens, max_requests, load, relegated,
         )  # fmt: skip
         if not judged and max_spec > 1:
             _spec, counted, ahead, ahead_caps = speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
             kept, _judged = join_hopeful(
-                everybody, counted.copy(), n, ints, floats, flags, used, now, free_blocks, block_size, ahead,
-                ahead_caps, max_tokens, max_requests, load, relegated,
+                everybody, counted.copy(), n, ints, floats, flags, used, now, free_blocks, block_size,
+                settings[HOPEFUL_MEMORY], ahead, ahead_caps, max_tokens, max_requests, load, relegated,
             )  # fmt: skip
         slots = everybody[kept]
         state = np.empty((ROWS, len(kept)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scheduling.batch_settings import BatchSettings
 from scheduling.batching import DeadlineBatching
-from scheduling.headroom import Headroom
+from scheduling.headroom import ALONE, AMONG_OTHERS, Headroom
 from scheduling.policies.exact import ExactAdmission
 from scheduling.policy import Policy
 from scheduling.routing import get as routing
@@ -25,13 +25,14 @@ def policy(
     their deadlines in what promises leave; otherwise they wait as best effort (an ablation).
     """
     chosen = settings or BatchSettings()
-    admission = ExactAdmission(max_labels, chosen, best_effort_floor, headroom or Headroom())
+    admission = ExactAdmission(max_labels, chosen, best_effort_floor, headroom or AMONG_OTHERS)
     return Policy(
         "slos",
         "exact simulation of batches, label search over values, memory by future peak, decodes run ahead",
         admission,
         DeadlineBatching(chosen, best_effort_floor),
         routing("sequential"),
+        alone=replace(admission, headroom=headroom or ALONE) if hopeful else None,
         gentle=replace(admission, beside_hopeful=True) if hopeful else None,
         hope=ExactAdmission(0, chosen, beside_hopeful=True) if hopeful else None,
     )

@@ -103,7 +103,8 @@ class Leftovers:
         self._place(request, target, Admission.STANDARD)
 
     def _retry_resident(self, replica: Replica, requests: list[LiveRequest], now_s: float) -> None:
-        for request in self._planner.promotable(requests, replica):
+        replicas = len(self._replicas.usable(replica.info.model))
+        for request in self._planner.promotable(requests, replica, replicas):
             replica.placed.promote(request, self._planner.engine_due_s(request))
             request.became(Admission.STANDARD)
             request.note(f"promoted on {replica.worker_id}")

@@ -44,7 +44,7 @@ class Planner:
     ) -> list[tuple[LiveRequest, str]]:
         """Place those that can be promised; return the others with the reason of the last target asked."""
         if self.policy.gentle is None or len(replicas) == 1:
-            return self._ask(requests, replicas, place, self.policy.admission)
+            return self._ask(requests, replicas, place, self.policy.admission_among(len(replicas)))
         declined = self._ask(requests, replicas, place, self.policy.gentle)
         # Where nobody hopes, gentle promises are all there are, and a second question has the same answer.
         requests, known = [request for request, _ in declined], [reason for _, reason in declined]
@@ -115,8 +115,8 @@ class Planner:
             next_due_s(request, self.engine_due_s(request)) - transfer_s - taking_in_s(mirror_of(target.decode).view())
         )
 
-    def promotable(self, requests: Sequence[LiveRequest], replica: Replica) -> list[LiveRequest]:
-        """Best-effort requests on this replica that it can promise now."""
+    def promotable(self, requests: Sequence[LiveRequest], replica: Replica, replicas: int) -> list[LiveRequest]:
+        """Best-effort requests on this replica, one of so many, that it can promise now."""
         now_s = time.monotonic()
         try:
             seen = mirror_of(replica).foreseen(now_s, self.policy.batching)
@@ -126,7 +126,7 @@ class Planner:
                 seen.free_blocks,
                 seen.model,
                 seen.limits,
-                self.policy.admission,
+                self.policy.admission_among(replicas),
                 [request.wire_id for request in requests],
             )
         except Exception:  # as above

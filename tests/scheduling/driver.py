@@ -93,7 +93,9 @@ def drive(
             at += 1
         for start in range(0, len(fresh), 10):
             batch = fresh[start : start + 10]
-            decision = policy.admission.decide(now, table, free, planner, limits, [candidate(job) for job in batch])
+            decision = policy.admission_among(1).decide(
+                now, table, free, planner, limits, [candidate(job) for job in batch]
+            )
             for job in batch:
                 job.promised = job.request_id in decision.accepted
                 job.declined = decision.declined.get(job.request_id, "")

@@ -130,7 +130,7 @@ def test_admitted_sets_are_feasible_in_the_plain_simulation(seed: int) -> None:
             for rem, due, pace, ctx, out in state.T
             if rem >= 0
         ]
-        idle, paces, longest, shortest = (float(cap) for cap in problem.caps)
+        idle, paces, longest, shortest, _ = (float(cap) for cap in problem.caps)
         rules = reference.Rules(
             MODEL, LIMITS.max_batch_tokens, LIMITS.max_batch_requests, idle, paces, longest, shortest
         )

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scheduling.kernels import peak, rollout, rows
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST
+from scheduling.kernels.batches import CAP_AHEAD, CAP_IDLE, CAP_LONGEST, CAP_PACES, CAP_SHORTEST, CAPS
 from scheduling.time_model import TimeModel
 from tests.scheduling import reference
 from tests.scheduling.reference import Req, Rules
@@ -55,7 +55,8 @@ def arrays(requests: list[Req]) -> np.ndarray:
 
 
 def caps(r: Rules) -> np.ndarray:
-    array = np.empty(4)
+    array = np.empty(CAPS)
+    array[CAP_AHEAD] = np.inf
     array[CAP_IDLE], array[CAP_PACES], array[CAP_LONGEST], array[CAP_SHORTEST] = (
         r.idle_cap,
         r.paces,

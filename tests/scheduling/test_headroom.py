@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduling import registry
 from scheduling.admission import build
 from scheduling.batch_settings import DEFAULT_SETTINGS
-from scheduling.headroom import NO_HEADROOM, Headroom
+from scheduling.headroom import ALONE, AMONG_OTHERS, NO_HEADROOM, Headroom
 from scheduling.newcomers import Newcomer
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
@@ -41,14 +43,15 @@ def kept(table: RequestTable, free: int, news: list[Newcomer], headroom: Headroo
     st.lists(st.integers(1, 6000), min_size=1, max_size=6),
     st.floats(0.01, 0.5),
     st.sampled_from([1.0, 2.0, 5.0]),
+    st.sampled_from([ALONE, AMONG_OTHERS]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_whoever_may_come_so_may_the_smaller_and_the_more_valuable(
-    residents: int, sizes: list[int], headroom: float, value: float
+    residents: int, sizes: list[int], headroom: float, value: float, rule: Headroom
 ) -> None:
     table, free = table_of(residents)
     news = [Newcomer(f"{k}", rem, 9.0, 0.1, 0, 50, value) for k, rem in enumerate(sizes)]
-    rule = Headroom(headroom)
+    rule = replace(rule, memory=headroom)
     answer = kept(table, free, news, rule)
     largest = max((new.rem for new in news if answer[new.request_id]), default=0)
     assert all(answer[new.request_id] for new in news if new.rem <= largest)
@@ -62,6 +65,21 @@ def test_whoever_may_come_so_may_the_smaller_and_the_more_valuable(
         if residents * 21 + (new.rem + 50) / 16 + 60 < (1.0 - rule.most_memory) * LIMITS.total_blocks
     ]
     assert all(answer[new.request_id] for new in roomy)
+
+
+def test_more_is_kept_where_no_other_replica_can_take_the_next_one() -> None:
+    policy = registry.get("slos")
+    assert policy.admission_among(2) is policy.admission
+    table, free = table_of(20)
+    large = Candidate("l", 0.0, 1200, Slo(5.0, 0.1), 50, 100)
+    among, alone = (
+        policy.admission_among(replicas).decide(0.0, table, free, MODEL, LIMITS, [large]) for replicas in (2, 1)
+    )
+    assert among.accepted == ("l",)
+    assert alone.accepted == ()
+    assert "too little free" in alone.declined["l"]
+    without = registry.get("dp")
+    assert without.admission_among(1) is without.admission
 
 
 def test_a_large_request_waits_while_memory_is_short() -> None:

@@ -106,6 +106,15 @@ def test_nobody_hopeful_begins_where_memory_will_not_last() -> None:
     assert not len(chosen.relegate_slots)
 
 
+@pytest.mark.parametrize(("tokens", "free", "begins"), [(160, 85, True), (800, 85, False), (800, 400, True)])
+def test_a_large_one_begins_only_where_memory_stays_free_for_small_ones(tokens: int, free: int, begins: bool) -> None:
+    table = RequestTable()
+    for k in range(8):
+        decode(table, f"d{k}", 1.0 + k, standard=True)
+    hopeful = prefill(table, "h", 2.0, tokens)
+    assert (hopeful in plan(table, free).prefill_slots) == begins
+
+
 def test_alone_on_the_engine_it_begins_whatever_memory_says() -> None:
     table = RequestTable()
     slot = prefill(table, "h", 5.0, 6000, remaining_output=20_000)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scheduling import registry
-from scheduling.kernels.batches import CAP_PACES
+from scheduling.kernels.batches import CAP_PACES, CAPS
 from scheduling.kernels.rows import ABSENT, CTX, PACE, REM, ROWS
 from scheduling.kernels.speculation import COUNTED_ON, count_on
 from scheduling.speculation import AcceptanceEstimator
@@ -60,7 +60,7 @@ def counted(
     state[PACE] = (0.1, 0.1, 0.05, 0.1, 0.02)
     state[REM] = (0.0, 0.0, 0.0, 900.0, ABSENT)
     state[CTX] = 400
-    caps = np.full(4, 0.2)
+    caps = np.full(CAPS, 0.2)
     caps[CAP_PACES] = 0.9
     spec = np.full(5, 7)
     rates, shares = np.full(5, accept_rate), np.full(5, share)

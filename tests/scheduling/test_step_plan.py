@@ -119,6 +119,16 @@ def test_decodes_run_ahead_when_no_prefill_suffers() -> None:
     assert sorted(plan(table).decode_slots.tolist()) == slots
 
 
+@pytest.mark.parametrize(("free", "waiting", "runs_ahead"), [(800, 3000, False), (800, 200, True), (20, 3000, True)])
+def test_decodes_far_ahead_wait_for_prompts_while_memory_is_free(free: int, waiting: int, runs_ahead: bool) -> None:
+    table = RequestTable()
+    near, far = decode(table, "near", due_s=0.5), decode(table, "far", due_s=30.0)
+    prefill(table, "p", due_s=5.0, tokens=waiting, kv_blocks=200)
+    slots = plan(table, free).decode_slots.tolist()
+    assert near in slots
+    assert (far in slots) == runs_ahead
+
+
 def test_missed_requests_are_given_up_at_once() -> None:
     table = RequestTable()
     late = decode(table, "late", -0.01)
