@@ -146,14 +146,14 @@ def with_all(table: RequestTable, fresh: list[Job]) -> RequestTable:
     return seen
 
 
-@pytest.mark.parametrize(("seed", "rate_per_s"), [(4, 2.0), (5, 3.0), (8, 3.0), (9, 3.0)])
+@pytest.mark.parametrize(("seed", "rate_per_s"), [(3, 2.0), (4, 2.0), (5, 1.0), (5, 3.0), (8, 3.0)])
 def test_promises_made_in_the_middle_of_a_step_are_kept(seed: int, rate_per_s: float) -> None:
     kept, made = precision(True, seed, rate_per_s)
     assert made > 150
     assert kept >= 0.999
 
 
-@pytest.mark.parametrize("seed", [5, 9])
-def test_without_foresight_such_promises_break(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "rate_per_s"), [(3, 2.0), (5, 1.0)])
+def test_without_foresight_such_promises_break(seed: int, rate_per_s: float) -> None:
     """The test above would pass by itself if the step under way did not matter."""
-    assert precision(False, seed, 3.0)[0] < 0.995
+    assert precision(False, seed, rate_per_s)[0] < 0.99

@@ -46,7 +46,7 @@ def replica_of(rng: np.random.Generator) -> tuple[RequestTable, int]:
 def test_the_short_way_decides_and_explains_as_the_general_one() -> None:
     rng, verdicts = np.random.default_rng(0), Counter[str]()
     policy = registry.get("slos")
-    asked = [policy.admission, policy.gentle, policy.hope, registry.get("edf-exact").admission]
+    asked = [policy.admission, policy.alone, policy.gentle, policy.hope, registry.get("edf-exact").admission]
     for case in range(1500):
         table, free = replica_of(rng)
         limits = replace(LIMITS, max_spec_tokens=1 + 3 * (case % 2))
