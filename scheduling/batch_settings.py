@@ -26,7 +26,12 @@ class BatchSettings:
     further as memory runs short (kernels.step): who ends early frees memory, but with much of it free time binds.
     hopeful_memory: a hopeful request starts only where this share of memory stays free at the future peak for each time
     that it exceeds the others' mean by itself, as with headroom for promises.
-    beside: best-effort work may lengthen a batch of promised and hopeful work by this share of it, while time is left.
+    beside: best-effort work may lengthen a batch of promised and hopeful work by this share of it, in its turns:
+    turn_s: batches that begin in the first so many seconds of every
+    turn_every_s: (0: all batches). Its floor is beside * turn_s / turn_every_s of the time. Little in every batch would
+    be less than one token, and a resident that gets no token only holds memory until it is evicted.
+    lull_s: where no prompt waits, memory is free and every decode is so far ahead of its deadline, any batch may be
+    lengthened by what batches of best-effort work last.
     """
 
     longest_s: float = 0.2
@@ -38,7 +43,10 @@ class BatchSettings:
     filler_steps: float = 1.5
     watermark: float = 0.2
     age_s: float = 60.0
-    beside: float = 0.005
+    beside: float = 0.1
+    turn_s: float = 0.2
+    turn_every_s: float = 20.0
+    lull_s: float = 6.0
     alone: float = 4.0
     ahead_s: float = 2.0
     hopeful_memory: float = 0.04

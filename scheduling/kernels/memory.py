@@ -12,6 +12,7 @@ from scheduling.request_table import (
     ARRIVAL,
     CONTEXT,
     GENERATED,
+    HOPEFUL,
     KV_BLOCKS,
     NEXT_DEADLINE,
     PREFILL_DEADLINE,
@@ -51,6 +52,16 @@ def held_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
     held = 0
     for slot in range(used):
         if flags[ACTIVE, slot]:
+            held += ints[KV_BLOCKS, slot]
+    return held
+
+
+@kernel
+def best_effort_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
+    """Blocks that requests hold which are neither promised anything nor hopeful: anybody else may have them."""
+    held = 0
+    for slot in range(used):
+        if flags[ACTIVE, slot] and not (flags[STANDARD, slot] or flags[HOPEFUL, slot]):
             held += ints[KV_BLOCKS, slot]
     return held
 

@@ -8,10 +8,10 @@ from scheduling.kernels.batches import CAP_AHEAD, CAP_IDLE, CAP_LONGEST, CAP_PAC
 from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.memory import make_room, room_for_drafts
+from scheduling.kernels.memory import best_effort_blocks, make_room, room_for_drafts
 from scheduling.kernels.promised import COUNTED, EAGER, LAZY, LAZY_LONG, after_batch, choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
-from scheduling.kernels.rows import PACE, ROWS, prefill_order
+from scheduling.kernels.rows import PACE, REM, ROWS, prefill_order
 from scheduling.kernels.settings import (
     AHEAD_S,
     ALONE,
@@ -21,9 +21,12 @@ from scheduling.kernels.settings import (
     HOPEFUL_MEMORY,
     LONGEST_S,
     LONGEST_STEPS,
+    LULL_S,
     PACES,
     SHORTEST_STEPS,
     TTFT_SHARE,
+    TURN_EVERY_S,
+    TURN_S,
 )
 from scheduling.kernels.speculation import speculate
 from scheduling.kernels.steptime import duration
@@ -31,6 +34,7 @@ from scheduling.request_table import (
     ACTIVE,
     ARRIVAL,
     MAX_REMAINING_OUTPUT,
+    NEXT_DEADLINE,
     PREFILL_DEADLINE,
     BoolArray,
     FloatArray,
@@ -66,6 +70,25 @@ def shortest_ttft(floats: FloatArray, flags: BoolArray, used: int) -> float:
 
 
 @kernel
+def best_effort_s(
+    time: float, now: float, lull: bool, filler_s: float, slots: IntArray, floats: FloatArray, settings: FloatArray
+) -> float:
+    """Seconds by which best-effort work may lengthen a batch of these slots that takes so much time.
+
+    lull: no prompt waits and memory is free. See BatchSettings.beside and lull_s.
+    """
+    extra_s = 0.0
+    if settings[TURN_EVERY_S] <= 0.0 or now % settings[TURN_EVERY_S] < settings[TURN_S]:
+        extra_s = settings[BESIDE] * time
+    if lull:
+        for slot in slots:
+            lull = lull and floats[NEXT_DEADLINE, slot] >= now + time + settings[LULL_S]
+        if lull:
+            extra_s = max(extra_s, filler_s)
+    return extra_s
+
+
+@kernel
 def plan_step(
     ints: IntArray,
     floats: FloatArray,
@@ -85,7 +108,7 @@ def plan_step(
     """Return (decode slots, tokens to verify for each, prefill slots, their tokens, preempted, relegated, seconds)."""
     load = np.empty(lines.shape[0])
     caps = batch_caps(lines, settings)
-    free_share = free_blocks / total_blocks
+    free_share = (free_blocks + best_effort_blocks(ints, flags, used)) / total_blocks
     if free_share > LITTLE_MEMORY:
         caps[CAP_AHEAD] = settings[AHEAD_S] * max(1.0, MUCH_MEMORY / (free_share - LITTLE_MEMORY)) ** 2
     bare = lines / margin
@@ -155,13 +178,29 @@ def plan_step(
         ints, floats, flags, used, claimed, free_blocks, block_size, int(max_requests),
         decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
     )  # fmt: skip
+    if decodes + prefills == 0 and n > 0:
+        # The only chunk found no memory, and all decodes were far enough ahead to be left out of its batch.
+        for i in range(n):
+            if state[REM, i] == 0.0 and not (relegated[slots[i]] or preempted[slots[i]]):
+                decode_slots[decodes] = slots[i]
+                spec_of[slots[i]] = 1
+                decodes += 1
+        time = batch_load(ints, lines, decode_slots, decodes, prefill_slots, prefill_tokens, 0, spec_of, load)
+        end = now + time
+        free, decodes, prefills = make_room(
+            ints, floats, flags, used, claimed, free, block_size, int(max_requests),
+            decode_slots, decodes, prefill_slots, prefill_tokens, prefills, preempted,
+        )  # fmt: skip
     free = room_for_drafts(ints, decode_slots, decodes, spec_of, free, block_size)
-    # Best-effort work: all that fits before `end`; if a promise would suffer from the longer batch, none.
+    # Best-effort work: all that fits before `limit`; if a promise would suffer from the longer batch, none.
     limit = now + (filler_s if n > 0 else settings[ALONE] * filler_s)
+    spare = True
     if n > 0 and decodes + prefills > 0:
-        limit = min(end, now + (1.0 + settings[BESIDE]) * time)
-    spare = attempt < LAZY_LONG and attempt % COUNTED < LAZY
-    if spare or decodes + prefills == 0:
+        lull = m == 0 and free_share > LITTLE_MEMORY + MUCH_MEMORY
+        extra_s = best_effort_s(time, now, lull, filler_s, slots, floats, settings)
+        limit = min(end, now + time + extra_s)
+        spare = extra_s > 0.0 and attempt < LAZY_LONG and attempt % COUNTED < LAZY
+    if spare:
         base_decodes, base_prefills = decodes, prefills
         decodes, prefills, longer = fill_best_effort(
             ints, floats, flags, used, claimed, now, limit, lines, settings, max_tokens, max_requests, free,

@@ -94,14 +94,3 @@ def test_a_large_request_waits_while_memory_is_short() -> None:
     assert set(alone.accepted) == {"s", "l"}
     few, free = table_of(5)
     assert set(policy.admission.decide(0.0, few, free, MODEL, LIMITS, [large, small]).accepted) == {"s", "l"}
-
-
-def test_best_effort_takes_little_of_a_step() -> None:
-    """A batch of promised work grows by `beside` at most, but by something."""
-    for residents in (2, 40):
-        table, free = table_of(residents)
-        alone_s = registry.get("slos").batching.plan(0.0, table, free, MODEL, LIMITS).predicted_s
-        table.add("waits", prompt_tokens=8000, prefill_deadline_s=0.1, tpot_s=0.1, standard=False, arrival_s=-1000.0)
-        plan = registry.get("slos").batching.plan(0.0, table, LIMITS.total_blocks, MODEL, LIMITS)
-        assert len(plan.prefill_slots) == 1, "it goes on, however little"
-        assert 0.0 < plan.predicted_s / alone_s - 1.0 <= DEFAULT_SETTINGS.beside + 1e-9

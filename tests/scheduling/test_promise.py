@@ -131,7 +131,7 @@ def test_wrong_lengths_are_repaired_by_preempting_best_effort_first() -> None:
 def test_best_effort_work_never_starves() -> None:
     """Every best-effort request finishes, and at twice the capacity some old ones begin before the load ends.
 
-    Beside promised work they get `beside` of a step: 1 %, while they are half of all that arrives.
+    Beside promised work they have turns of 0.1 % of the time and lulls, while they are half of all that arrives.
     """
     work = jobs(21, 600, 4.0, OPT_13B)
     run = drive(registry.get("slos"), work, OPT_13B, LIMITS)

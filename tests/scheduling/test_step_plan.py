@@ -184,9 +184,9 @@ def test_best_effort_starts_only_while_memory_is_free() -> None:
     waiting = prefill(table, "waits", 0.0, 160, standard=False, arrival_s=0.0)
     assert waiting in plan(table, free=900).prefill_slots
     assert waiting not in plan(table, free=150).prefill_slots
-    # After its minute of waiting the watermark no longer holds it back.
-    table.next_deadline_s[0] += 70.0
-    assert waiting in plan(table, free=150, now_s=70.0).prefill_slots
+    # After its minute of waiting the watermark no longer holds it back, in a turn.
+    table.next_deadline_s[0] += 80.0
+    assert waiting in plan(table, free=150, now_s=80.0).prefill_slots
 
 
 def test_best_effort_goes_first_come_first_served() -> None:
