@@ -57,8 +57,8 @@ def held_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
 
 
 @kernel
-def best_effort_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
-    """Blocks that requests hold which are neither promised anything nor hopeful: anybody else may have them."""
+def unclaimed_blocks(ints: IntArray, flags: BoolArray, used: int) -> int:
+    """Blocks of requests that are neither promised anything nor hopeful: anybody else may have them."""
     held = 0
     for slot in range(used):
         if flags[ACTIVE, slot] and not (flags[STANDARD, slot] or flags[HOPEFUL, slot]):

@@ -8,7 +8,7 @@ from scheduling.kernels.batches import CAP_AHEAD, CAP_IDLE, CAP_LONGEST, CAP_PAC
 from scheduling.kernels.filler import batch_load, fill_best_effort
 from scheduling.kernels.hopeful import join_hopeful, keep_hopeful
 from scheduling.kernels.jit import kernel
-from scheduling.kernels.memory import best_effort_blocks, make_room, room_for_drafts
+from scheduling.kernels.memory import make_room, room_for_drafts, unclaimed_blocks
 from scheduling.kernels.promised import COUNTED, EAGER, LAZY, LAZY_LONG, after_batch, choose_batch, keep_promised
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import PACE, REM, ROWS, prefill_order
@@ -108,7 +108,7 @@ def plan_step(
     """Return (decode slots, tokens to verify for each, prefill slots, their tokens, preempted, relegated, seconds)."""
     load = np.empty(lines.shape[0])
     caps = batch_caps(lines, settings)
-    free_share = (free_blocks + best_effort_blocks(ints, flags, used)) / total_blocks
+    free_share = (free_blocks + unclaimed_blocks(ints, flags, used)) / total_blocks
     if free_share > LITTLE_MEMORY:
         caps[CAP_AHEAD] = settings[AHEAD_S] * max(1.0, MUCH_MEMORY / (free_share - LITTLE_MEMORY)) ** 2
     bare = lines / margin

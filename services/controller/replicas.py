@@ -140,7 +140,8 @@ class ReplicaManager:
     async def remove(self, worker_id: str) -> None:
         """Strike a replica off; ApiError FAILED_PRECONDITION while it serves."""
         replica = self.require(worker_id)
-        if replica.usable or replica.placed.requests:
+        # Also while its link is down for a moment: a live worker comes back by itself.
+        if replica.state is ReplicaState.READY or replica.placed.requests:
             raise ApiError(
                 "FAILED_PRECONDITION",
                 f"replica {worker_id} is {replica.state} and holds {len(replica.placed.requests)} requests; "
