@@ -10,6 +10,7 @@ from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import EngineLimits
+from tests.scheduling.residents import decode, prefill
 
 MODEL = TimeModel(((0.02, 1e-4, 0.0, 0.0, 0.0, 0.0),))
 LIMITS = EngineLimits(8192, 256, 16, 1000, 16_384)
@@ -17,25 +18,15 @@ LATER_S = DEFAULT_SETTINGS.turn_s + 1.0
 """Not in a turn."""
 
 
-def decode(table: RequestTable, name: str, due_s: float, context: int = 256, **more: object) -> int:
-    columns: dict = {"kv_blocks": -(-context // 16), "remaining_output": 64, **more}
-    return table.add(
-        name, prompt_tokens=context, generated=1, context=context, prefill_deadline_s=0.0, next_deadline_s=due_s,
-        tpot_s=0.1, **columns,
-    )  # fmt: skip
-
-
-def waits(table: RequestTable, tokens: int = 8000) -> int:
-    return table.add(
-        "waits", prompt_tokens=tokens, prefill_deadline_s=0.1, tpot_s=0.1, standard=False, arrival_s=-1000.0
-    )
+def waits(table: RequestTable) -> int:
+    return prefill(table, "waits", 0.1, 8000, standard=False, arrival_s=-1000.0)
 
 
 def plan(table: RequestTable, now_s: float = 0.0, free: int = 800, settings: BatchSettings | None = None) -> BatchPlan:
     return registry.get("slos", settings=settings).batching.plan(now_s, table, free, MODEL, LIMITS)
 
 
-@pytest.mark.parametrize("residents", [2, 30])
+@pytest.mark.parametrize("residents", [2, 40])
 def test_a_turn_lengthens_a_batch_by_little(residents: int) -> None:
     """A batch of promised work grows by `beside` at most, but by something; out of turn by nothing."""
     table = RequestTable()
@@ -86,7 +77,7 @@ def test_a_lull_is_for_best_effort_work() -> None:
 def test_best_effort_work_out_of_turn_never_delays_a_prompt() -> None:
     table = RequestTable()
     decode(table, "r", LATER_S + 100.0)
-    prompt = table.add("p", prompt_tokens=600, prefill_deadline_s=LATER_S + 5.0, tpot_s=0.1)
+    prompt = prefill(table, "p", LATER_S + 5.0, 600)
     waits(table)
     assert plan(table, LATER_S).prefill_slots.tolist() == [prompt]
 
@@ -96,7 +87,7 @@ def test_memory_of_best_effort_work_is_free_to_all_others() -> None:
     table = RequestTable()
     decode(table, "far", LATER_S + 1.5 * DEFAULT_SETTINGS.ahead_s)
     for k in range(2):
-        table.add(f"p{k}", prompt_tokens=2000, prefill_deadline_s=LATER_S + 0.6, tpot_s=0.1, remaining_output=16)
+        prefill(table, f"p{k}", LATER_S + 0.6, 2000, remaining_output=16)
     assert plan(table, LATER_S, free=900).decode_slots.tolist() == [], "the prompts need the time"
     assert plan(table, LATER_S, free=150).decode_slots.tolist() == [0], "who ends early frees memory"
     decode(table, "b", 0.0, context=9600, standard=False)
@@ -106,10 +97,10 @@ def test_memory_of_best_effort_work_is_free_to_all_others() -> None:
 def test_decodes_left_out_for_a_chunk_run_when_it_finds_no_memory() -> None:
     """A hopeful prompt has no time for decodes beside it, and no memory either: whoever could run is not left idle."""
     table = RequestTable()
-    decodes = [decode(table, f"r{k}", LATER_S + 0.5, context=500, remaining_output=2) for k in range(20)]
-    hopeful = table.add(
-        "h", prompt_tokens=3200, prefill_deadline_s=LATER_S + 0.181, tpot_s=0.1, remaining_output=2, standard=False,
-        hopeful=True, context=1600, prefill_remaining=1600, kv_blocks=100,
+    decodes = [decode(table, f"r{k}", LATER_S + 0.5, 0.1, 500, remaining_output=2) for k in range(20)]
+    hopeful = prefill(
+        table, "h", LATER_S + 0.181, 3200, remaining_output=2, standard=False, hopeful=True, context=1600,
+        prefill_remaining=1600, kv_blocks=100,
     )  # fmt: skip
     got = plan(table, LATER_S, free=40)
     assert got.preempt_slots.tolist() == [hopeful]

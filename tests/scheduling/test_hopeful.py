@@ -13,6 +13,7 @@ from scheduling.policy import BatchPlan, ReplicaView
 from scheduling.request_table import RequestTable
 from scheduling.time_model import TimeModel
 from scheduling.types import Candidate, EngineLimits, Slo
+from tests.scheduling import residents
 
 MODEL = TimeModel(((0.02, 1e-4, 0.0, 1e-7, 0.0, 0.0),))
 LIMITS = EngineLimits(2048, 64, 16, 1000, 4096)
@@ -20,23 +21,14 @@ SLOS = registry.get("slos")
 
 
 def prefill(table: RequestTable, name: str, due_s: float, tokens: int, **more: object) -> int:
-    columns: dict = {"remaining_output": 50, "standard": False, "hopeful": True, **more}
-    return table.add(name, prompt_tokens=tokens, prefill_deadline_s=due_s, tpot_s=0.1, **columns)
+    """Hopeful unless it says otherwise."""
+    return residents.prefill(table, name, due_s, tokens, **{"standard": False, "hopeful": True, **more})
 
 
 def decode(table: RequestTable, name: str, due_s: float, context: int = 100, **more: object) -> int:
-    columns: dict = {"remaining_output": 50, "kv_blocks": -(-context // 16), "standard": False, "hopeful": True, **more}
-    columns.setdefault("arrival_s", -1.0)
-    return table.add(
-        name,
-        prompt_tokens=context,
-        generated=1,
-        context=context,
-        prefill_deadline_s=0.0,
-        next_deadline_s=due_s,
-        tpot_s=0.1,
-        **columns,
-    )
+    """Hopeful unless it says otherwise."""
+    kind = {"standard": False, "hopeful": True, **more}
+    return residents.decode(table, name, due_s, tpot_s=0.1, context=context, **kind)
 
 
 def plan(table: RequestTable, free: int = 1000) -> BatchPlan:

@@ -15,31 +15,11 @@ from scheduling.policy import BatchPlan
 from scheduling.request_table import RequestTable
 from scheduling.time_model import BatchShape, TimeModel
 from scheduling.types import EngineLimits
+from tests.scheduling.residents import decode, prefill
 
 MODEL = TimeModel(((0.02, 1e-4, 0.0, 1e-7, 0.0, 0.0),))
 LIMITS = EngineLimits(2048, 64, 16, 1000, 4096)
 POLICIES = ("slos", "dp")
-
-
-def decode(
-    table: RequestTable, name: str, due_s: float, tpot_s: float = 0.05, context: int = 100, **more: object
-) -> int:
-    columns: dict = {"kv_blocks": -(-context // 16), "remaining_output": 50, "arrival_s": -1.0, **more}
-    return table.add(
-        name,
-        prompt_tokens=context,
-        generated=1,
-        context=context,
-        prefill_deadline_s=0.0,
-        next_deadline_s=due_s,
-        tpot_s=tpot_s,
-        **columns,
-    )
-
-
-def prefill(table: RequestTable, name: str, due_s: float, tokens: int, tpot_s: float = 0.1, **more: object) -> int:
-    columns: dict = {"remaining_output": 50, **more}
-    return table.add(name, prompt_tokens=tokens, prefill_deadline_s=due_s, tpot_s=tpot_s, **columns)
 
 
 @settings(deadline=None)
