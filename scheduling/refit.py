@@ -20,7 +20,7 @@ from scheduling.time_model import BatchShape, TimeModel
 
 SOURCE = "fitted again online"
 FEWEST_OF_A_KIND = 40
-"""Steps of one kind of batch whose median counts."""
+"""Steps of one kind of batch, or of half a kind, whose median counts."""
 BETTER = 0.8
 """A new model is taken when its median error on steps it has not seen is at most this share of the old one's."""
 
@@ -29,8 +29,8 @@ BETTER = 0.8
 class RefitSettings:
     """window: steps that are looked at. every: steps between two looks; two in a row must see the drift.
 
-    drift: relative distance of a kind's median from what was predicted that counts. pull: weight of the common factor
-    against the steps, as a share of their number.
+    drift: relative distance of the median of a kind, or of its shorter or longer half, from what was predicted that
+    counts. pull: weight of the common factor against the steps, as a share of their number.
     """
 
     window: int = 400
@@ -41,7 +41,7 @@ class RefitSettings:
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    """A better model; drift: median of measured / predicted that the old one had, of the kind furthest off."""
+    """A better model; drift: median of measured / predicted that the old one had, of the steps furthest off."""
 
     model: TimeModel
     drift: float
@@ -79,11 +79,21 @@ class OnlineFit:
         return Refitted(found, drift)
 
     def drift(self) -> float | None:
-        """Median of measured / predicted of the kind of batch that is furthest off, if that is too far; else None."""
-        ratios: dict[str, list[float]] = {}
+        """Median of measured / predicted of the steps that are furthest off, if that is too far; else None.
+
+        Looked at are the batches of one kind, and of these the shorter and the longer half: where one term became
+        cheaper and another dearer, the errors of a kind make up for each other.
+        """
+        kinds: dict[str, list[tuple[float, float]]] = {}
         for shape, seconds in self._steps:
-            ratios.setdefault(bucket(shape), []).append(seconds / self.model.duration_s(shape))
-        medians = [float(np.median(kind)) for kind in ratios.values() if len(kind) >= FEWEST_OF_A_KIND]
+            predicted_s = self.model.duration_s(shape)
+            kinds.setdefault(bucket(shape), []).append((predicted_s, seconds / predicted_s))
+        medians: list[float] = []
+        for kind in kinds.values():
+            ratios = np.array(sorted(kind))[:, 1]
+            half = len(ratios) // 2
+            looked_at = (part for part in (ratios, ratios[:half], ratios[half:]) if len(part) >= FEWEST_OF_A_KIND)
+            medians.extend(float(np.median(part)) for part in looked_at)
         furthest = max(medians, key=lambda median: abs(np.log(median)), default=1.0)
         return furthest if abs(furthest - 1.0) > self._settings.drift else None
 

@@ -270,7 +270,7 @@ class Replica:
 
     def _refitted(self, changed: worker_pb2.TimeModelChanged) -> None:
         """Plan with what the worker plans with from here on."""
-        log.warning("steps of worker %s take %.2f times as long as predicted", self.worker_id, changed.drift)
+        log.warning("some steps of worker %s take %.2f times as long as predicted", self.worker_id, changed.drift)
         self.info.time_model_json = changed.time_model_json
         if self.mirror is None:
             return

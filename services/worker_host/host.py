@@ -37,7 +37,8 @@ class HostSettings:
 
     orphan_s: how long requests go on without a controller before they are cancelled. silence_s: a controller that
     sends nothing for so long, not even a ping, is taken for gone. kept_events: unacknowledged events kept at most.
-    refit_drift: the time model is fitted again when the median step of a kind is off by this share; 0: never.
+    refit_drift: the time model is fitted again when the median of a kind of step, or of half of one, is off by
+    this share; 0: never.
     """
 
     orphan_s: float = 60.0
@@ -223,7 +224,7 @@ class WorkerHost:
 
     async def _plan_with(self, model: TimeModel, drift: float) -> None:
         """Let engine and controller plan with a model that was fitted while the engine served."""
-        log.warning("steps take %.2f times as long as predicted: the time model was fitted again", drift)
+        log.warning("some steps take %.2f times as long as predicted: the time model was fitted again", drift)
         text = model.to_json()
         await self.engine.configure(StepSettings(time_model_json=text))
         self.refits += 1
