@@ -26,6 +26,8 @@ class BatchSettings:
     further as memory runs short (kernels.step): who ends early frees memory, but with much of it free time binds.
     hopeful_memory: a hopeful request starts only where this share of memory stays free at the future peak for each time
     that it exceeds the others' mean by itself, as with headroom for promises.
+    hopeful_rate: it starts only where all decodes could be sustained even if steps took this share longer for each time
+    the others' mean that it needs: what they leave of every step is all that prompts to come are computed in.
     beside: best-effort work may lengthen a batch of promised and hopeful work by this share of it, in its turns:
     turn_s: batches that begin in the first so many seconds of every
     turn_every_s: (0: all batches). Its floor is beside * turn_s / turn_every_s of the time. Little in every batch would
@@ -50,6 +52,7 @@ class BatchSettings:
     alone: float = 4.0
     ahead_s: float = 2.0
     hopeful_memory: float = 0.04
+    hopeful_rate: float = 0.1
     array: npt.NDArray[np.float64] = field(init=False, repr=False, compare=False)
     """The settings in their order, read-only: what kernels read."""
 

@@ -119,6 +119,14 @@ def form_live_batch(
     threshold = min(second, end + cap) - EPS
     decodes, kv = take_before(live, count, np.inf if eager else threshold)
     time = start_load(lines, decodes, kv, load)
+    # Who ends may have been the one that set the threshold: more decodes are taken then, and a prompt that had its time
+    # must not lose it to them.
+    if not eager and len(verified) == 0 and head < m and end == state[DUE, order[head]]:
+        i = order[head]
+        if not _in_time_beside(lines, load, end - now, state[CTX, i], state[REM, i], max_tokens - decodes):
+            decodes, time = _serve_beside(
+                live, count, end - now, state[CTX, i], state[REM, i], lines, max_tokens, max_requests, load
+            )
     if eager and len(verified) == 0 and head < m and caps[CAP_AHEAD] < np.inf:
         waiting = 0.0
         for at in range(head, m):
@@ -209,6 +217,46 @@ def _serve_most_urgent(
         taken += 1.0
         live[TAKEN, d] = 1.0
     # Nobody fits and nobody is due: the end is a prefill's deadline, and whether that one fits is seen next.
+    return taken, start_load(lines, taken, kv, load)
+
+
+@kernel
+def _in_time_beside(lines: FloatArray, load: FloatArray, time: float, ctx: float, rem: float, room: float) -> bool:
+    """Whether a prompt's last chunk fits into so much time beside this load, and into so many tokens."""
+    return bool(rem <= room and largest_chunk(lines, load, time, ctx, rem) >= rem)
+
+
+@kernel
+def _serve_beside(
+    live: FloatArray,
+    count: int,
+    time: float,
+    ctx: float,
+    rem: float,
+    lines: FloatArray,
+    max_tokens: float,
+    max_requests: float,
+    load: FloatArray,
+) -> tuple[float, float]:
+    """Of those taken, keep the earliest deadlines that leave a prompt the time for its last chunk.
+
+    For a batch that ends when that prompt is due, which is before any decode's next token is. Returns (how many,
+    duration without the chunk).
+    """
+    chosen = np.flatnonzero(live[TAKEN, :count] > 0.0)
+    rank = np.argsort(live[NEXT, :count][chosen])
+    live[TAKEN, :count] = 0.0
+    taken = 0.0
+    kv = 0.0
+    for r in rank:
+        d = chosen[r]
+        start_load(lines, taken + 1.0, kv + live[READ, d], load)
+        fits = _in_time_beside(lines, load, time, ctx, rem, max_tokens - taken - 1.0)
+        if not fits or taken + 2.0 > max_requests:
+            break
+        taken += 1.0
+        kv += live[READ, d]
+        live[TAKEN, d] = 1.0
     return taken, start_load(lines, taken, kv, load)
 
 

@@ -11,16 +11,18 @@ import numpy as np
 
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.memory import held_blocks, holds_memory
-from scheduling.kernels.peak import by_remaining_output, peak_blocks
+from scheduling.kernels.peak import by_remaining_output, peak_blocks, sustainable
 from scheduling.kernels.promised import HOPING, in_time_alone
 from scheduling.kernels.rollout import FEASIBLE, LATE_PREFILL, feasible_from
-from scheduling.kernels.rows import ABSENT, CTX, DUE, OUT, REM, prefill_order
+from scheduling.kernels.rows import ABSENT, CTX, DUE, OUT, PACE, REM, prefill_order
 from scheduling.kernels.shed import largest_prefill
 from scheduling.kernels.spare import FEWEST, kept_share
 from scheduling.request_table import VALUE, BoolArray, FloatArray, IntArray
 
 MOST_KEPT = 0.4
 """Most of the memory that stays free when a large hopeful request starts."""
+MOST_SLOWER = 0.25
+"""Most by which steps must be able to grow with the decodes still sustained, when a large hopeful request starts."""
 
 
 @kernel
@@ -42,6 +44,8 @@ def keep_hopeful(
 def join_hopeful(
     joint_slots: IntArray,
     joint: FloatArray,
+    paces: FloatArray,
+    steps: FloatArray,
     n: int,
     ints: IntArray,
     floats: FloatArray,
@@ -51,6 +55,7 @@ def join_hopeful(
     free_blocks: int,
     block_size: int,
     kept_memory: float,
+    kept_rate: float,
     lines: FloatArray,
     caps: FloatArray,
     max_tokens: float,
@@ -60,14 +65,16 @@ def join_hopeful(
 ) -> tuple[IntArray, bool]:
     """Columns of the promised requests, which come first, and of the hopeful that can be kept beside them.
 
-    n: promised ones. kept_memory: share of memory that stays free, see BatchSettings.hopeful_memory. False where these
-    are not feasible by themselves: then they are all. Whoever cannot be kept is marked in given_up; whoever waits for
-    memory is left out of this step. `joint` is changed.
+    paces, steps: TPOTs and lines of steps where drafts are counted on, by which decodes are sustained. n: the promised.
+    kept_memory, kept_rate: what stays free, see BatchSettings.hopeful_memory and hopeful_rate. False where these are
+    not feasible by themselves: then they are all. Whoever cannot be kept is marked in given_up; whoever waits for room
+    is left out of this step. `joint` is changed.
     """
     count = len(joint_slots)
     joining = _start(
-        joint_slots, joint, n, ints, floats, flags, used, free_blocks, block_size, kept_memory, max_requests
-    )
+        joint_slots, joint, paces, steps, n, ints, floats, flags, used, free_blocks, block_size, kept_memory, kept_rate,
+        max_requests,
+    )  # fmt: skip
     order, m = prefill_order(joint, count, 0)
     chunks = np.zeros(m)
     verdict = FEASIBLE
@@ -96,6 +103,8 @@ def join_hopeful(
 def _start(
     slots: IntArray,
     joint: FloatArray,
+    paces: FloatArray,
+    steps: FloatArray,
     n: int,
     ints: IntArray,
     floats: FloatArray,
@@ -104,17 +113,21 @@ def _start(
     free_blocks: int,
     block_size: int,
     kept_memory: float,
+    kept_rate: float,
     max_requests: float,
 ) -> int:
-    """Mark as absent whoever has not begun and finds no memory, earliest deadline first; returns how many are in.
+    """Mark as absent whoever has not begun and finds no room, earliest deadline first; returns how many are in.
 
-    Memory is there when the future peak of all that are in fits: a hopeful request that is evicted is late. The more a
-    request needs against the mean of those, the more must stay free: several small ones could come in its place.
+    Room is there when the future peak of memory of all that are in fits, since a hopeful request that is evicted is
+    late, and when they can decode side by side until they end. The more a request needs against the mean of those, the
+    more of both must stay free: several small ones could come in its place.
     """
     count = len(slots)
     capacity = float(free_blocks + held_blocks(ints, flags, used))
     rank = by_remaining_output(joint, count)
     rem = joint[REM].copy()
+    strict = joint[PACE].copy()
+    joint[PACE] = paces
     joining = 0
     for i in range(n, count):
         if holds_memory(ints, slots[i]):
@@ -131,15 +144,19 @@ def _start(
         i = n + k
         if joint[REM, i] != ABSENT or n + joining + 1.0 > max_requests:
             continue
-        kept = 0.0
+        kept, slower = 0.0, 0.0
         if n + joining >= FEWEST:
-            kept = max(0.0, kept_share(needs[i], inside / (n + joining), kept_memory, MOST_KEPT))
+            usual = inside / (n + joining)
+            kept = max(0.0, kept_share(needs[i], usual, kept_memory, MOST_KEPT))
+            slower = min(kept_rate * needs[i] / usual, MOST_SLOWER)
         joint[REM, i] = rem[i]
-        if peak_blocks(joint, rank, float(block_size)) > (1.0 - kept) * capacity:
-            joint[REM, i] = ABSENT
-        else:
+        fits = peak_blocks(joint, rank, float(block_size)) <= (1.0 - kept) * capacity
+        if fits and sustainable(joint, rank, (1.0 + slower) * steps, max_requests):
             joining += 1
             inside += needs[i]
+        else:
+            joint[REM, i] = ABSENT
+    joint[PACE] = strict
     return joining
 
 

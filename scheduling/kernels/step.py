@@ -19,6 +19,7 @@ from scheduling.kernels.settings import (
     FILLER_S,
     FILLER_STEPS,
     HOPEFUL_MEMORY,
+    HOPEFUL_RATE,
     LONGEST_S,
     LONGEST_STEPS,
     LULL_S,
@@ -123,15 +124,16 @@ def plan_step(
     if len(hopeful) > 0:
         everybody = np.concatenate((slots, hopeful))
         joint = np.concatenate((state, hopes), axis=1)
+        _spec, counted, ahead, ahead_caps = speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
         kept, judged = join_hopeful(
-            everybody, joint.copy(), n, ints, floats, flags, used, now, free_blocks, block_size,
-            settings[HOPEFUL_MEMORY], lines, caps, max_tokens, max_requests, load, relegated,
+            everybody, joint.copy(), counted[PACE], ahead, n, ints, floats, flags, used, now, free_blocks, block_size,
+            settings[HOPEFUL_MEMORY], settings[HOPEFUL_RATE], lines, caps, max_tokens, max_requests, load, relegated,
         )  # fmt: skip
         if not judged and max_spec > 1:
-            _spec, counted, ahead, ahead_caps = speculate(everybody, joint, ints, floats, flags, lines, caps, max_spec)
             kept, _judged = join_hopeful(
-                everybody, counted.copy(), n, ints, floats, flags, used, now, free_blocks, block_size,
-                settings[HOPEFUL_MEMORY], ahead, ahead_caps, max_tokens, max_requests, load, relegated,
+                everybody, counted.copy(), counted[PACE], ahead, n, ints, floats, flags, used, now, free_blocks,
+                block_size, settings[HOPEFUL_MEMORY], settings[HOPEFUL_RATE], ahead, ahead_caps, max_tokens,
+                max_requests, load, relegated,
             )  # fmt: skip
         slots = everybody[kept]
         state = np.empty((ROWS, len(kept)))

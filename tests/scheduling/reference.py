@@ -68,6 +68,14 @@ def form(requests: list[Req], now: float, rules: Rules) -> Batch | None:
     second = min((requests[i].due + requests[i].pace for i in decoding), default=math.inf)
     threshold = min(second, end + cap) - EPS
     decodes = {i for i in decoding if requests[i].due < threshold}
+    first = prefills[0] if prefills and end == requests[prefills[0]].due else None
+    if first is not None and not fits(requests, decodes, {first: requests[first].rem}, end - now, rules):
+        urgent = sorted(decodes, key=lambda i: requests[i].due)
+        decodes = set()
+        for i in urgent:
+            if not fits(requests, decodes | {i}, {first: requests[first].rem}, end - now, rules):
+                break
+            decodes.add(i)
     if decodes and not fits(requests, decodes, {}, end - now, rules):
         urgent = sorted(decodes, key=lambda i: requests[i].due)
         decodes = set()

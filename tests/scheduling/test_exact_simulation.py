@@ -86,6 +86,20 @@ def test_feasibility_equals_reference(replica: tuple[list[Req], list[Req]], r: R
     assert (compiled(requests, r) == rollout.FEASIBLE) == reference.feasible(requests, 0.0, r)
 
 
+def test_whoever_ends_leaves_the_others_feasible() -> None:
+    """The batch after this one ends when `hurried` would need a second token, and without it later, for more decodes.
+
+    All of these now would leave the prompt, which is due when this batch ends, no time for its last tokens.
+    """
+    r = Rules(MODELS[0], 2048, 64, idle_cap=0.2, paces=3.0, longest=0.2, shortest=0.03)
+    hurried = Req(0, due=0.24, pace=0.1, ctx=200, out=100)
+    crowd = [Req(0, due=0.35 + 0.001 * k, pace=0.1, ctx=1500, out=100) for k in range(20)]
+    prompt = Req(1100, due=0.2, pace=0.1, ctx=0, out=100)
+    for requests in ([hurried, *crowd, prompt], [*crowd, prompt]):
+        assert compiled(requests, r) == rollout.FEASIBLE
+        assert reference.feasible(requests, 0.0, r)
+
+
 @settings(max_examples=500, deadline=None)
 @given(replicas, st.sampled_from([1, 16, 128]))
 def test_peak_memory_equals_reference(replica: tuple[list[Req], list[Req]], block: int) -> None:

@@ -107,6 +107,22 @@ def test_a_large_one_begins_only_where_memory_stays_free_for_small_ones(tokens: 
     assert (hopeful in plan(table, free).prefill_slots) == begins
 
 
+@pytest.mark.parametrize(
+    ("decodes", "tokens", "begins"), [(5, 80, True), (5, 800, False), (3, 800, True), (40, 80, False)]
+)
+def test_it_begins_only_where_decodes_are_sustained_with_room_for_prompts(
+    decodes: int, tokens: int, begins: bool
+) -> None:
+    """Every 25 ms each decode needs a token; a step with five of them takes 20.6 ms, with forty 24.5."""
+    table = RequestTable()
+    for k in range(decodes):
+        residents.decode(table, f"d{k}", 2.0, tpot_s=0.025, context=100)
+    hopeful = prefill(table, "h", 4.0, tokens, tpot_s=0.025)
+    chosen = plan(table)
+    assert (hopeful in chosen.prefill_slots) == begins
+    assert not len(chosen.relegate_slots)
+
+
 def test_alone_on_the_engine_it_begins_whatever_memory_says() -> None:
     table = RequestTable()
     slot = prefill(table, "h", 5.0, 6000, remaining_output=20_000)
