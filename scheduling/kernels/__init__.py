@@ -3,7 +3,7 @@
 jit          the decorator, and where compiled code is kept
 rows         layout of the planning state that kernels share
 steptime     duration of a batch and the largest chunk for a time
-batches      one batch of Algorithm 2 in per-request form
+batches      one batch of Algorithm 2 in per-request form; commit: the state after it
 rollout      exact simulation of batches: is this state feasible?
 peak         future peak of memory and of decode load
 promised     the batch of the promised requests; shed: whom to give up when not all can be kept

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, commit_batch, form_batch
+from scheduling.kernels.batches import CAP_IDLE, CAP_LONGEST, CAP_SHORTEST, FORMED, form_batch
+from scheduling.kernels.commit import commit_batch
 from scheduling.kernels.jit import kernel
 from scheduling.kernels.rollout import FEASIBLE, feasible_from
 from scheduling.kernels.rows import CTX, DUE, EPS, PACE, REM, ROWS, put_resident

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import DECODE_LATE, FORMED, commit_live_batch, form_live_batch
+from scheduling.kernels.batches import DECODE_LATE, FORMED, form_live_batch
+from scheduling.kernels.commit import commit_live_batch
 from scheduling.kernels.decodes import (
     LIVE_ROWS,
     READ,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduling.kernels.batches import FORMED, commit_batch, form_batch
+from scheduling.kernels.batches import FORMED, form_batch
+from scheduling.kernels.commit import commit_batch
 from scheduling.kernels.jit import kernel
 from scheduling.request_table import FloatArray, IntArray
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import tokenizers
 import uvicorn
@@ -22,12 +23,29 @@ from tests.services.controller.http.echo import EchoGateway
 MODEL = "tiny"
 THINKER = "tiny-thinker"
 TOOLED = "tiny-tools"
+HI = [{"role": "user", "content": "hi"}]
+Serve = Callable[..., str]
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WITH_TOOLS = "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}" + CHATML
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
+
+
+def replying(catalog: Catalog, text: str, **options: Any) -> EchoGateway:
+    return EchoGateway(catalog, reply=lambda call: text, **options)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen within 20 s"
+        time.sleep(0.01)
 
 
 def write_folder(folder: Path, template: str | None) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.cluster import Cluster
+from tests.services.controller.http.conftest import wait_until
 from tests.services.controller.http.test_fuzz import requests
 
 HI = [{"role": "user", "content": "Say something about deadlines."}]
@@ -27,13 +26,6 @@ def client(emulated_cluster: Cluster) -> openai.OpenAI:
 def post(cluster: Cluster, body: dict[str, Any], path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx.post(cluster.url + path, json={"model": cluster.model, **body}, headers=names, timeout=60)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen within 20 s"
-        time.sleep(0.1)
 
 
 def running(cluster: Cluster) -> int:
