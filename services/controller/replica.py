@@ -82,6 +82,11 @@ class Replica:
         return ready and not self._replaying
 
     @property
+    def awaited(self) -> bool:
+        """It has served and takes work, or may in a moment: at most its link broke."""
+        return self.mirror is not None and self.state in (ReplicaState.CONNECTING, ReplicaState.READY)
+
+    @property
     def mirror(self) -> ReplicaMirror | None:
         """Picture of the engine; None before the first connection."""
         return self.placed.mirror

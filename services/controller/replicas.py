@@ -79,13 +79,7 @@ class ReplicaManager:
 
     def awaited(self, model: str) -> list[Replica]:
         """Replicas of this model that have served before and may take work in a moment: at most their link broke."""
-        return [
-            replica
-            for replica in self
-            if replica.info.model == model
-            and replica.mirror is not None
-            and replica.state in (ReplicaState.CONNECTING, ReplicaState.READY)
-        ]
+        return [replica for replica in self if replica.info.model == model and replica.awaited]
 
     def models(self) -> list[client_pb2.Model]:
         """Models that any known replica serves."""
@@ -138,13 +132,13 @@ class ReplicaManager:
         await asyncio.gather(*(replica.close() for replica in self))
 
     async def remove(self, worker_id: str) -> None:
-        """Strike a replica off; ApiError FAILED_PRECONDITION while it serves."""
+        """Strike a replica off; ApiError FAILED_PRECONDITION while it serves, or may again in a moment."""
         replica = self.require(worker_id)
-        # Also while its link is down for a moment: a live worker comes back by itself.
-        if replica.state is ReplicaState.READY or replica.placed.requests:
+        if replica.awaited or replica.placed.requests:
+            link = "" if replica.link.connected else " (its link broke; back or lost in a moment)"
             raise ApiError(
                 "FAILED_PRECONDITION",
-                f"replica {worker_id} is {replica.state} and holds {len(replica.placed.requests)} requests; "
+                f"replica {worker_id} is {replica.state}{link} and holds {len(replica.placed.requests)} requests; "
                 "drain it first and wait until it is drained",
             )
         await self._store.replicas.remove(worker_id)
