@@ -67,7 +67,12 @@ def run_slosctl(
 def start(folder: Path, model: Path, *arguments: str) -> Cluster:
     """Start a cluster on free ports; the caller stops it."""
     up = ["up", "--detach", "--model", str(model), "--port", "0", "--grpc-port", "0", *arguments]
-    done = run_slosctl(folder, *up, timeout_s=START_TIMEOUT_S + 60)
+    try:
+        done = run_slosctl(folder, *up, timeout_s=START_TIMEOUT_S + 60)
+    except BaseException:
+        # A test's own timeout kills slosctl, which then cannot take back what it has begun.
+        run_slosctl(folder, "down", timeout_s=90)
+        raise
     assert done.returncode == 0, f"the cluster did not start\n{done.stdout}\n{done.stderr}"
     state = json.loads((folder / "cluster.json").read_text())
     return Cluster(folder, state["http_address"], state["grpc_address"], state["redis_url"], model.name)
