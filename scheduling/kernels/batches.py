@@ -187,24 +187,21 @@ def _binds(by_decode: bool, live: FloatArray, who: IntArray, count: int, order: 
 
 
 @kernel
+def _put_back(live: FloatArray, count: int) -> IntArray:
+    """Take nobody any more; returns who was taken, earliest deadline first."""
+    taken = np.flatnonzero(live[TAKEN, :count] > 0.0)
+    live[TAKEN, :count] = 0.0
+    return taken[np.argsort(live[NEXT, :count][taken])]
+
+
+@kernel
 def _serve_most_urgent(
     live: FloatArray, count: int, now: float, end: float, lines: FloatArray, limit: float, load: FloatArray
 ) -> tuple[float, float]:
     """Take only the earliest deadlines that fit; returns (how many, duration), -1 when not even those due fit."""
-    chosen = np.empty(count, np.int64)
-    dues = np.empty(count)
-    asking = 0
-    for d in range(count):
-        if live[TAKEN, d] > 0.0:
-            chosen[asking] = d
-            dues[asking] = live[NEXT, d]
-            asking += 1
-            live[TAKEN, d] = 0.0
-    rank = np.argsort(dues[:asking])
     taken = 0.0
     kv = 0.0
-    for r in rank:
-        d = chosen[r]
+    for d in _put_back(live, count):
         kv += live[READ, d]
         next_time = start_load(lines, taken + 1.0, kv, load)
         if now + next_time > end + EPS or taken + 1.0 > limit:
@@ -241,13 +238,9 @@ def _serve_beside(
     For a batch that ends when that prompt is due, which is before any decode's next token is. Returns (how many,
     duration without the chunk).
     """
-    chosen = np.flatnonzero(live[TAKEN, :count] > 0.0)
-    rank = np.argsort(live[NEXT, :count][chosen])
-    live[TAKEN, :count] = 0.0
     taken = 0.0
     kv = 0.0
-    for r in rank:
-        d = chosen[r]
+    for d in _put_back(live, count):
         start_load(lines, taken + 1.0, kv + live[READ, d], load)
         fits = _in_time_beside(lines, load, time, ctx, rem, max_tokens - taken - 1.0)
         if not fits or taken + 2.0 > max_requests:

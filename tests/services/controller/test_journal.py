@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -24,13 +22,6 @@ class Worker:
 
     def acknowledge(self, event: int) -> None:
         self.acknowledged = event
-
-
-@pytest.fixture
-async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
-    opened = Store(StoreSettings(url=redis_server.url, prefix=uuid.uuid4().hex))
-    yield opened
-    await opened.close()
 
 
 def writer(store: Store, worker: Worker | None = None) -> JournalWriter:

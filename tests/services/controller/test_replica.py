@@ -23,6 +23,8 @@ from services.controller.request import LiveRequest
 from tests.services.controller.making import make_request
 from tests.services.controller.peer import Peer, info, listening
 
+HELLO = partial(worker_pb2.Hello, proto_version=1, fencing_token=7, controller_id="test")
+CHANNEL = partial(grpc.aio.insecure_channel, options=[("grpc.use_local_subchannel_pool", 1)])
 FAST = LinkTimes(connect_s=2.0, ping_s=0.1, silence_s=0.6)
 
 
@@ -65,9 +67,7 @@ def check(worker: worker_pb2.WorkerInfo) -> str:
 @contextlib.asynccontextmanager
 async def attached(peer: Peer, record: Record, margin: LearnedMargin | None = None) -> AsyncIterator[Replica]:
     async with listening(peer) as address:
-        channel = partial(grpc.aio.insecure_channel, options=[("grpc.use_local_subchannel_pool", 1)])
-        hello = partial(worker_pb2.Hello, proto_version=1, fencing_token=7, controller_id="test")
-        replica = Replica("peer", address, info(), record, hello, check, channel, FAST, margin)
+        replica = Replica("peer", address, info(), record, HELLO, check, CHANNEL, FAST, margin)
         replica.start()
         try:
             yield replica

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
-from functools import partial
 
-import grpc
 import pytest
 
-from protos.slos.v1 import worker_pb2
-from services.common.embedded_redis import EmbeddedRedis
-from services.common.store import ReplicaRecord, Store, StoreSettings
+from services.common.store import ReplicaRecord, Store
 from services.controller.contract import ApiError
 from services.controller.link import LinkTimes
 from services.controller.replica_events import ReplicaState
 from services.controller.replicas import ReplicaManager, ReplicaSettings
 from tests.services.controller.peer import Peer, info, listening
-from tests.services.controller.test_replica import Record, check, until
-
-
-@pytest.fixture
-async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
-    opened = Store(StoreSettings(url=redis_server.url, prefix=uuid.uuid4().hex))
-    yield opened
-    await opened.close()
+from tests.services.controller.test_replica import CHANNEL, HELLO, Record, check, until
 
 
 async def test_a_replica_whose_link_broke_a_moment_ago_is_not_struck_off(store: Store) -> None:
     peer = Peer()
     settings = ReplicaSettings(poll_s=0.1, stream_grace_s=2.0, link=LinkTimes(connect_s=2.0, ping_s=0.1, silence_s=5.0))
-    hello = partial(worker_pb2.Hello, proto_version=1, fencing_token=7, controller_id="test")
-    channel = partial(grpc.aio.insecure_channel, options=[("grpc.use_local_subchannel_pool", 1)])
     async with listening(peer) as address:
         record = ReplicaRecord(address, "one", info())
         await store.replicas.register(record, lease_s=60.0)
-        manager = ReplicaManager(store, hello, check, channel, lambda: None, settings)
+        manager = ReplicaManager(store, HELLO, check, CHANNEL, lambda: None, settings)
         following = asyncio.create_task(manager.run(Record()))
         try:
             await until(lambda: manager.usable("tiny"))
